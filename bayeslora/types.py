@@ -1,0 +1,246 @@
+"""The contracts every part rests on: what is fed to a model, what it answers, what a method predicts and stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from bayeslora.quadrature import normal_nodes
+
+CONTRACT_VERSION = 1  # of the files that hold these types: predictions.parquet, metrics.json, posterior.json, run.json
+
+
+@dataclass(frozen=True)
+class AnswerBatch:
+    """B multiple-choice questions as R rows of tokens.
+
+    R equals B where a causal model answers with a label token, and is the sum of the option counts where an encoder
+    scores each option as a row of its own. Causal rows are padded on the left, encoder rows as their tokenizer says.
+
+    Attributes:
+        input_ids: Token ids ``[R, T]``.
+        attention_mask: One at real tokens, zero at padding ``[R, T]``.
+        example_of_row: Which of the B questions a row belongs to ``[R]``.
+        option_of_row: Which option of its question a row holds ``[R]``; zero where a row holds the whole question.
+        answer_ids: Vocabulary id of each option's label token ``[B, C]``; zero where there is no such option.
+        answer_mask: Whether the option exists, bool ``[B, C]``.
+        label: Index of the right option ``[B]``.
+        example_id: Row number of the question within its dataset, int64 ``[B]``.
+        dataset: Name of the dataset all B questions come from.
+        token_type_ids: Segment ids ``[R, T]`` for encoders that want them.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    example_of_row: Tensor
+    option_of_row: Tensor
+    answer_ids: Tensor
+    answer_mask: Tensor
+    label: Tensor
+    example_id: Tensor
+    dataset: str
+    token_type_ids: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of questions B."""
+        return len(self.label)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> AnswerBatch:
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> AnswerBatch:
+        """The same batch in page-locked memory."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Any) -> AnswerBatch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
+class AnswerOutput:
+    """Answer logits, in float32.
+
+    Attributes:
+        logits: ``[B, C]``, or ``[S, B, C]`` for S samples; minus infinity at absent options and nowhere else.
+        logsumexp: Log-sum-exp over the whole vocabulary ``[B]`` or ``[S, B]``, where it was asked for.
+        vocab_logits: Logits of the whole vocabulary at the answer position ``[B, V]`` or ``[S, B, V]``, likewise.
+    """
+
+    logits: Tensor
+    logsumexp: Tensor | None = None
+    vocab_logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """S functions to evaluate together: S sets of weights, S draws of noise, or both.
+
+    Attributes:
+        weights: Parameter name (without the adapter's name) to its S values ``[S, *shape]``.
+        draws: Ids of the noise draws, int64 ``[S]`` on the CPU; dropout and the like are active iff this is given.
+    """
+
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    draws: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check that everything has the same number S of samples."""
+        sizes = {len(value) for value in self.weights.values()}
+        sizes |= set() if self.draws is None else {len(self.draws)}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(f"samples must agree on one number S > 0; given {sorted(sizes)}")
+
+    def __len__(self) -> int:
+        """Number of samples S."""
+        return len(self.draws) if self.draws is not None else len(next(iter(self.weights.values())))
+
+    def __getitem__(self, index: slice) -> Samples:
+        """The samples of a slice."""
+        weights = {name: value[index] for name, value in self.weights.items()}
+        return Samples(weights, None if self.draws is None else self.draws[index])
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    r"""A normal law over contrast logits :math:`f_c - f_0`, c = 1 .. C-1, for each of B questions.
+
+    Attributes:
+        mean: ``[B, C-1]``; minus infinity at absent options.
+        cov: ``[B, C-1, C-1]``, symmetric positive semi-definite; zero rows and columns at absent options.
+    """
+
+    mean: Tensor
+    cov: Tensor
+
+    def draws(self) -> tuple[Tensor, Tensor]:
+        """Deterministic draws of the logits ``[S, B, C]`` and their weights ``[S]``, see :func:`normal_nodes`."""
+        nodes, weights = (t.to(self.cov.device) for t in normal_nodes(self.mean.shape[-1]))
+        eigenvalues, eigenvectors = torch.linalg.eigh(self.cov.double())
+        root = eigenvectors * eigenvalues.clamp(min=0).sqrt()[:, None, :]
+        contrasts = self.mean.double() + torch.einsum("bij,sj->sbi", root, nodes)
+        return torch.nn.functional.pad(contrasts, (1, 0)), weights
+
+
+@dataclass(frozen=True)
+class Predictive:
+    r"""What a method predicts for B questions: a weighted set of S class distributions.
+
+    Members of an ensemble, weight samples and dropout draws are equally weighted members; a Gaussian over logits is
+    represented by the nodes that integrate it. Probabilities are averaged, never logits:
+    :math:`\bar p = \sum_s w_s p_s`. Entropies are in nats.
+
+    Attributes:
+        log_probs: Member log-probabilities, float64 ``[S, B, C]``; minus infinity at absent options.
+        weights: Weight of each member, float64 ``[S]``, summing to one.
+        logits: Member logits ``[S, B, C]`` where the members have them.
+        logsumexp: Log-sum-exp over the vocabulary ``[S, B]`` where it was kept.
+        gaussian: The law over logits, where the prediction is one.
+    """
+
+    log_probs: Tensor
+    weights: Tensor
+    logits: Tensor | None = None
+    logsumexp: Tensor | None = None
+    gaussian: Gaussian | None = None
+
+    @classmethod
+    def from_logits(cls, logits: Tensor, logsumexp: Tensor | None = None) -> Predictive:
+        """Equally weighted members from their logits ``[S, B, C]`` (and log-sum-exp ``[S, B]``)."""
+        weights = torch.full((len(logits),), 1 / len(logits), dtype=torch.float64, device=logits.device)
+        return cls(logits.double().log_softmax(-1), weights, logits, logsumexp)
+
+    @classmethod
+    def from_gaussian(cls, mean: Tensor, cov: Tensor) -> Predictive:
+        """The prediction under a normal law over contrast logits: mean ``[B, C-1]``, cov ``[B, C-1, C-1]``."""
+        gaussian = Gaussian(mean, cov)
+        draws, weights = gaussian.draws()
+        return cls(draws.log_softmax(-1), weights, gaussian=gaussian)
+
+    @property
+    def log_mean(self) -> Tensor:
+        """Log of the averaged probabilities ``[B, C]``."""
+        return (self.log_probs + self.weights.log()[:, None, None]).logsumexp(0)
+
+    @property
+    def probs(self) -> Tensor:
+        """Averaged probabilities ``[B, C]``."""
+        return self.log_mean.exp()
+
+    @property
+    def total(self) -> Tensor:
+        r"""Total uncertainty :math:`H(\bar p)` ``[B]``."""
+        return _entropy(self.log_mean)
+
+    @property
+    def aleatoric(self) -> Tensor:
+        r"""Expected entropy :math:`\sum_s w_s H(p_s)` ``[B]``."""
+        return torch.einsum("s,sb->b", self.weights, _entropy(self.log_probs))
+
+    @property
+    def epistemic(self) -> Tensor:
+        r"""Mutual information :math:`\sum_s w_s KL(p_s \| \bar p) = H(\bar p) - E[H]` ``[B]``, never negative."""
+        gap = torch.where(self.log_probs.isinf(), 0.0, self.log_probs - self.log_mean)
+        divergence = (self.log_probs.exp() * gap).sum(-1)
+        return torch.einsum("s,sb->b", self.weights, divergence).clamp(min=0)
+
+    def nll(self, label: Tensor) -> Tensor:
+        r"""Negative log-likelihood :math:`-\log \bar p_y` ``[B]`` of the labels ``[B]``."""
+        return -self.log_mean.gather(-1, label[:, None]).squeeze(-1)
+
+    def tempered(self, temperature: float) -> Predictive:
+        """Every member at a temperature T: logits over T, renormalised, then averaged (a Gaussian: mean/T, cov/T^2)."""
+        if self.gaussian is not None:
+            return Predictive.from_gaussian(self.gaussian.mean / temperature, self.gaussian.cov / temperature**2)
+        log_probs = (self.log_probs / temperature).log_softmax(-1)
+        return replace(self, log_probs=log_probs)
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    return -torch.where(log_probs.isinf(), 0.0, log_probs.exp() * log_probs).sum(-1)
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """A law over trainable parameters: frozen state and pure functions.
+
+    Names are peft's without the adapter's name, ``named_parameters()`` names for modules that are not peft's.
+    """
+
+    family: str
+
+    def mean(self) -> dict[str, Tensor]:
+        """The posterior mean of every parameter, name to ``[*shape]``."""
+        ...
+
+    def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """``n`` joint draws of all parameters, name to ``[n, *shape]``."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain types from which ``from_state_dict`` rebuilds the posterior bit for bit."""
+        ...
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Posterior:
+        """The posterior that ``state_dict`` described."""
+        ...
+
+    def save(self, directory: Path | str, adapter_config: Mapping[str, Any] | None = None, base: str = "") -> None:
+        """Write the posterior: a plain peft adapter of the mean, and the rest beside it."""
+        ...
+
+
+@runtime_checkable
+class GaussianPosterior(Posterior, Protocol):
+    """A Gaussian posterior, which linearised prediction can use without sampling."""
+
+    def logit_covariance(self, jacobian: Mapping[str, Tensor]) -> Tensor:
+        """Covariance ``[B, C-1, C-1]`` of the contrast logits from their Jacobian, name to ``[B, C-1, *shape]``."""
+        ...
