@@ -85,10 +85,12 @@ class Samples:
     Attributes:
         weights: Parameter name (without the adapter's name) to its S values ``[S, *shape]``.
         draws: Ids of the noise draws, int64 ``[S]`` on the CPU; dropout and the like are active iff this is given.
+        seed: Names the stream of noise the draws are taken from.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     draws: Tensor | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Check that everything has the same number S of samples."""
@@ -104,7 +106,7 @@ class Samples:
     def __getitem__(self, index: slice) -> Samples:
         """The samples of a slice."""
         weights = {name: value[index] for name, value in self.weights.items()}
-        return Samples(weights, None if self.draws is None else self.draws[index])
+        return Samples(weights, None if self.draws is None else self.draws[index], self.seed)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,204 @@
+"""A language model that answers multiple-choice questions, for one sample or for S at once."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.models.fan_out import FanOut, fitting_chunk
+from bayeslora.models.sites import ADAPTER, SiteContext, plain_name
+from bayeslora.types import AnswerBatch, AnswerOutput, Samples
+
+Vocabulary = Literal["none", "logsumexp", "logits"]
+_VOCABULARY_CHUNK = 8192  # rows of the head that are held in float32 at a time
+_RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+class AnswerModel(nn.Module):
+    """Answer logits of a peft model whose linear maps are LoRA sites.
+
+    Read-outs: ``label_token`` takes the last position of a causal model through the rows of its head that belong to
+    the options' labels, in float32 and outside autocast, LoRA on the head included; ``head`` takes an encoder's
+    classification head, one row per option or, with ``num_labels``, one row per question. A tensor over positions and
+    vocabulary exists in neither.
+
+    Args:
+        network: The peft model.
+        context: The state its sites share.
+        sites: Names of the sites' modules.
+        readout: ``label_token`` or ``head``.
+        num_labels: Number of classes of a sequence classifier; None where options are rows.
+    """
+
+    base_fingerprint: str = ""
+
+    def __init__(
+        self, network: nn.Module, context: SiteContext, sites: list[str], readout: str, num_labels: int | None = None
+    ) -> None:
+        super().__init__()
+        self.network, self.context, self.sites = network, context, sites
+        self.readout, self.num_labels = readout, num_labels
+        self._quantised = [m for m in network.modules() if type(m).__module__.startswith("bitsandbytes.")]
+        self.fan_out = FanOut(self._trunk, context)
+        if readout == "label_token":
+            _refuse_rescaled_logits(network)
+        self.train(self.training)
+
+    @property
+    def _base(self) -> Any:
+        return self.network.get_base_model()  # type: ignore[operator]
+
+    @property
+    def _trunk(self) -> Any:
+        return self._base.base_model
+
+    def train(self, mode: bool = True) -> AnswerModel:
+        """Set train or eval mode. Quantised layers stay in train mode for life.
+
+        On CPUs with bfloat16 instructions, a 4-bit layer in eval mode repacks its weights for inference; from then on
+        the gradients below it are silently lost.
+        """
+        super().train(mode)
+        for module in self._quantised:
+            module.training = True
+        return self
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by their plain names, in the order of the network."""
+        return {plain_name(name): p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute layers in the backward pass, with the state the sites had in the forward pass."""
+        enable = getattr(self._base, "activation_checkpointing_enable", None)
+        enable = enable or self._base.gradient_checkpointing_enable
+        enable({"use_reentrant": False, "context_fn": self._recompute_context})
+
+    def _recompute_context(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), self.context.using(self.context.state)
+
+    def forward(
+        self,
+        batch: AnswerBatch,
+        samples: Samples | None = None,
+        vocabulary: Vocabulary = "none",
+        chunk: int | None = None,
+    ) -> AnswerOutput:
+        """Answer logits of B questions.
+
+        Args:
+            batch: The questions.
+            samples: S functions to evaluate; None evaluates the current weights without noise.
+            vocabulary: Whether the log-sum-exp over the vocabulary, or its logits too, are wanted (label tokens only).
+            chunk: How many samples to run at a time; None runs all with gradients, and what fits memory without.
+
+        Returns:
+            Logits ``[B, C]`` without samples, ``[S, B, C]`` with.
+        """
+        if samples is None:
+            with self.fan_out.active(batch, None):
+                return self._read(batch, vocabulary)
+        if chunk is None:
+            fits = fitting_chunk(batch, samples, self._bytes_per_token)
+            chunk = len(samples) if torch.is_grad_enabled() else fits
+        parts = []
+        for start in range(0, len(samples), chunk):
+            part = samples[start : start + chunk]
+            with self.fan_out.active(batch, part):
+                parts.append(_unfold(self._read(batch, vocabulary), len(part)))
+        return _concatenate(parts)
+
+    @property
+    def _bytes_per_token(self) -> int:
+        config = self.network.config  # type: ignore[union-attr]
+        wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        return 4 * (6 * config.hidden_size + 3 * wide)  # float32 upper bound on what one layer holds at once
+
+    def _read(self, batch: AnswerBatch, vocabulary: Vocabulary) -> AnswerOutput:
+        if self.readout == "head":
+            return AnswerOutput(self._classify(batch))
+        hidden = self._trunk(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=(batch.attention_mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+        ).last_hidden_state[:, -1]
+        return self._answer(self.fan_out.expand(hidden), batch, vocabulary)
+
+    def _classify(self, batch: AnswerBatch) -> Tensor:
+        """Logits ``[S * B, C]`` of an encoder's head."""
+        one_row_each = self.num_labels is None
+        extra = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **extra}
+        if one_row_each:
+            inputs = {name: value[:, None] for name, value in inputs.items()}
+        scores = self._base(**inputs).logits.float()
+        groups = self.context.state.groups
+        if not one_row_each:
+            return scores.masked_fill(~batch.answer_mask.repeat(groups, 1), -torch.inf)
+        logits = scores.new_full((groups, *batch.answer_mask.shape), -torch.inf)
+        rows = (torch.arange(groups, device=scores.device)[:, None], batch.example_of_row, batch.option_of_row)
+        return logits.index_put(rows, scores.view(groups, -1)).flatten(0, 1)
+
+    def _answer(self, hidden: Tensor, batch: AnswerBatch, vocabulary: Vocabulary) -> AnswerOutput:
+        """Answer logits ``[S * B, C]`` of the hidden states ``[S * B, D]`` at the answer position."""
+        head = _Head(self._base.get_output_embeddings())
+        answer_ids = batch.answer_ids.repeat(self.context.state.groups, 1)
+        absent = ~batch.answer_mask.repeat(self.context.state.groups, 1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.float()
+            rows, place = answer_ids.unique(return_inverse=True)
+            logits = head(hidden, rows).gather(-1, place).masked_fill(absent, -torch.inf)
+            if vocabulary == "none":
+                return AnswerOutput(logits)
+            every = torch.arange(head.size, device=hidden.device).split(_VOCABULARY_CHUNK)
+            if vocabulary == "logits":
+                vocab_logits = torch.cat([head(hidden, rows) for rows in every], -1)
+                return AnswerOutput(logits, vocab_logits.logsumexp(-1), vocab_logits)
+            return AnswerOutput(logits, torch.stack([head(hidden, r).logsumexp(-1) for r in every]).logsumexp(0))
+
+
+class _Head:
+    """The output embedding, with or without LoRA, restricted to some rows: ``h W[rows]^T + s (A h) B[rows]^T``."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        base: Any = getattr(layer, "base_layer", layer)
+        self.weight, self.bias = base.weight, base.bias
+        adapted = hasattr(layer, "lora_A") and not layer.disable_adapters
+        self.layer: Any = layer if adapted else None
+
+    @property
+    def size(self) -> int:
+        return self.weight.shape[0]
+
+    def __call__(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """``hidden [N, D]`` and row numbers ``[K]`` to logits ``[N, K]``."""
+        bias = None if self.bias is None else self.bias[rows].float()
+        logits = nn.functional.linear(hidden, self.weight[rows].float(), bias)
+        if self.layer is None:
+            return logits
+        down, up = self.layer.lora_A[ADAPTER], self.layer.lora_B[ADAPTER]
+        inner = down(self.layer.lora_dropout[ADAPTER](hidden.to(down.weight.dtype)))
+        return logits + self.layer.scaling[ADAPTER] * up.rows(inner, rows).float()
+
+
+def _unfold(output: AnswerOutput, groups: int) -> AnswerOutput:
+    """Split the leading ``[S * B]`` of every tensor into ``[S, B]``."""
+    parts = (output.logits, output.logsumexp, output.vocab_logits)
+    return AnswerOutput(*(None if t is None else t.unflatten(0, (groups, -1)) for t in parts))  # type: ignore[arg-type]
+
+
+def _concatenate(outputs: list[AnswerOutput]) -> AnswerOutput:
+    columns = zip(*((o.logits, o.logsumexp, o.vocab_logits) for o in outputs), strict=True)
+    return AnswerOutput(*(None if c[0] is None else torch.cat(c) for c in columns))  # type: ignore[arg-type]
+
+
+def _refuse_rescaled_logits(network: nn.Module) -> None:
+    from bayeslora.errors import UsageError
+
+    config = network.config.to_dict()  # type: ignore[operator, union-attr]
+    found = [key for key in _RESCALED_LOGITS if config.get(key) not in (None, 1, 1.0)]
+    if found:
+        raise UsageError(f"this model rescales its logits ({', '.join(found)}); allowed: models whose head is linear")

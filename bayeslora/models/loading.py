@@ -1,0 +1,267 @@
+"""Loading a backbone: quantisation, LoRA through peft, sites in place of its linear maps."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.errors import UsageError
+from bayeslora.models.noise import generator, stream
+from bayeslora.models.pretrained import resolve_pretrained
+from bayeslora.models.sites import ADAPTER, SiteContext, install_sites, plain_name
+
+if TYPE_CHECKING:
+    from bayeslora.models.answer_model import AnswerModel
+
+Quantization = Literal["none", "8bit", "4bit"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Readout = Literal["label_token", "head"]
+T = TypeVar("T")
+
+
+@dataclass
+class Backbone:
+    """The frozen language model under every method.
+
+    Attributes:
+        pretrained: Hub name or local folder of a Hugging Face model; ``embedded`` is the tiny one in the package.
+        revision: Branch, tag or commit on the hub.
+        quantization: ``none``, ``8bit`` (LLM.int8) or ``4bit`` (nf4 with double quantisation), by bitsandbytes.
+        dtype: Of the weights that are not quantised; ``auto`` takes the checkpoint's.
+        readout: ``label_token`` (causal models: logits of the options' label tokens at the last position) or ``head``
+            (encoders: a classification head).
+        num_labels: With ``head``: number of classes of a sequence classifier; None scores each option as a row.
+        gradient_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
+        adapter: Folder of an existing peft LoRA adapter to start from instead of a fresh one.
+    """
+
+    pretrained: str = "embedded"
+    revision: str | None = None
+    quantization: Quantization = "none"
+    dtype: Dtype = "auto"
+    readout: Readout = "label_token"
+    num_labels: int | None = None
+    gradient_checkpointing: bool = False
+    adapter: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that are not among the allowed ones."""
+        for name, allowed in (("quantization", Quantization), ("dtype", Dtype), ("readout", Readout)):
+            _check_choice(f"backbone.{name}", getattr(self, name), get_args(allowed))
+
+
+@dataclass
+class LoRA:
+    """The trained low-rank update ``alpha / r * B A`` of each target's weight (Hu et al., 2021).
+
+    Attributes:
+        r: Rank.
+        alpha: Numerator of the scale.
+        dropout: Rate of the dropout in front of A.
+        target_modules: Names of the linear layers to adapt, or ``all-linear``.
+    """
+
+    r: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    target_modules: list[str] | str = "all-linear"
+
+    def __post_init__(self) -> None:
+        """Refuse ranks and rates out of range."""
+        if self.r < 1:
+            raise UsageError(f"lora.r is {self.r}; allowed: 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"lora.dropout is {self.dropout}; allowed: 0 up to, not including, 1")
+
+
+def config_of(kind: type[T], value: T | dict[str, Any] | None) -> T:
+    """A configuration dataclass from itself, from the plain dict a checkpoint holds, or from nothing.
+
+    Raises:
+        UsageError: a key the dataclass does not have.
+    """
+    if value is None:
+        return kind()
+    if isinstance(value, kind):
+        return value
+    values = dict(value)  # type: ignore[call-overload]
+    allowed = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        _check_choice(f"key of {kind.__name__}", key, allowed)
+    return kind(**values)
+
+
+def load_answer_model(backbone: Backbone, lora: LoRA, seed: int, device: torch.device | str = "cpu") -> AnswerModel:
+    """Load the base, put LoRA on it and make it answer questions.
+
+    Args:
+        backbone: Which base, and how.
+        lora: The adapter, unless ``backbone.adapter`` names an existing one, whose own configuration then holds.
+        seed: Seeds the initial weights; the global random state is left alone.
+        device: Where a quantised base is put; an unquantised one stays on the CPU until the trainer moves it.
+
+    Raises:
+        UsageError: a model or adapter that cannot be found, does not fit, or is of a kind not supported.
+    """
+    from bayeslora.models.answer_model import AnswerModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, "head"))
+        base = _load_base(backbone, device)
+        _silence_base_dropout(base)
+        network = _existing_adapter(base, backbone) if backbone.adapter else _fresh_adapter(base, backbone, lora)
+    context = SiteContext()
+    names = install_sites(network, context)
+    model = AnswerModel(network, context, names, backbone.readout, backbone.num_labels)
+    if not backbone.adapter:
+        initialise(model.trainable(), seed)
+    if backbone.gradient_checkpointing:
+        model.checkpoint_gradients()
+    model.base_fingerprint = fingerprint(network)
+    return model
+
+
+def initialise(parameters: dict[str, Tensor], *seed: int | str) -> None:
+    """Draw every A from U(-1/sqrt(d_in), 1/sqrt(d_in)) and set every B to zero, as peft does.
+
+    Each parameter has a stream of its own, named by ``seed`` and its name, so that a member of an ensemble starts the
+    same whoever trains beside it.
+    """
+    for name, parameter in parameters.items():
+        if ".lora_B." in name:
+            nn.init.zeros_(parameter)
+        elif ".lora_A." in name:
+            bound = parameter.shape[-1] ** -0.5
+            values = torch.empty(parameter.shape, dtype=parameter.dtype)
+            values.uniform_(-bound, bound, generator=generator(*seed, "init", name))
+            parameter.data.copy_(values)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Sixteen hex digits that tell one base from another, the same whatever its quantisation.
+
+    Hashes the architecture's sizes, the input embedding's first rows and every weight that is never quantised and
+    never trained (the norms), each rounded to bfloat16.
+    """
+    digest = hashlib.sha256()
+    config = network.config.to_dict()  # type: ignore[operator, union-attr]
+    sizes = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
+    digest.update(repr([config.get(key) for key in sizes]).encode())
+    for name, parameter in sorted(network.named_parameters(), key=lambda item: plain_name(item[0])):
+        if parameter.dim() == 1 and not parameter.requires_grad and name.endswith("norm.weight"):
+            digest.update(_bytes(parameter))
+    digest.update(_bytes(network.get_input_embeddings().weight[:64]))  # type: ignore[operator]
+    return digest.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
+
+
+def _load_base(backbone: Backbone, device: torch.device | str) -> nn.Module:
+    import transformers
+
+    name = resolve_pretrained(backbone.pretrained)
+    if backbone.readout == "label_token":
+        auto, extra = transformers.AutoModelForCausalLM, {}
+    elif backbone.num_labels is None:
+        auto, extra = transformers.AutoModelForMultipleChoice, {}
+    else:
+        auto, extra = transformers.AutoModelForSequenceClassification, {"num_labels": backbone.num_labels}
+    options: dict[str, Any] = {"dtype": backbone.dtype, "revision": backbone.revision or "main", **extra}
+    if backbone.quantization != "none":
+        options["quantization_config"] = _quantization(backbone, torch.device(device))
+        options["device_map"] = {"": device}
+    try:
+        return auto.from_pretrained(name, **options)
+    except OSError as error:
+        if Path(name).exists():
+            raise UsageError(f"cannot load a model from {name}: {_first_line(error)}") from error
+        raise UsageError(
+            f"cannot find the model {name!r} in the local cache or on the hub; give backbone.pretrained a local folder, "
+            "or download it once with network and set HF_HUB_OFFLINE=1 (cache: HF_HOME)"
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"cannot load {name} for readout {backbone.readout!r}: {_first_line(error)}") from error
+
+
+def _quantization(backbone: Backbone, device: torch.device) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if backbone.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = torch.bfloat16 if device.type == "cuda" else torch.float32
+    compute = compute if backbone.dtype == "auto" else getattr(torch, backbone.dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def _silence_base_dropout(base: nn.Module) -> None:
+    """A base's own dropout would draw from the global generator, which no resumed run can replay: LoRA's remains."""
+    for module in base.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def _fresh_adapter(base: nn.Module, backbone: Backbone, lora: LoRA) -> nn.Module:
+    import peft
+
+    task = "CAUSAL_LM" if backbone.readout == "label_token" else "SEQ_CLS"
+    config = peft.LoraConfig(
+        task_type=task,
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        modules_to_save=None if task == "CAUSAL_LM" else _head_names(base),
+        base_model_name_or_path=backbone.pretrained,
+        revision=backbone.revision,
+    )
+    try:
+        return peft.get_peft_model(base, config, adapter_name=ADAPTER)
+    except ValueError as error:
+        raise UsageError(f"lora.target_modules {lora.target_modules} do not fit: {_first_line(error)}") from error
+
+
+def _head_names(base: nn.Module) -> list[str]:
+    """The modules of an encoder that are new, and therefore trained in full."""
+    names = {name for name, _ in base.named_children()} & {"classifier", "score", "sequence_summary"}
+    if not names:
+        raise UsageError(f"{type(base).__name__} has no classifier; allowed with readout 'head': encoders that have one")
+    return sorted(names)
+
+
+def _existing_adapter(base: nn.Module, backbone: Backbone) -> nn.Module:
+    import peft
+
+    folder = str(backbone.adapter)
+    if not (Path(folder) / peft.utils.CONFIG_NAME).exists():
+        raise UsageError(f"backbone.adapter {folder} has no {peft.utils.CONFIG_NAME}; give the folder of a peft adapter")
+    config = peft.PeftConfig.from_pretrained(folder)
+    if not isinstance(config, peft.LoraConfig):
+        raise UsageError(f"backbone.adapter {folder} is of type {config.peft_type}; allowed: LORA")
+    try:
+        return peft.PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True, config=config)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"backbone.adapter {folder} does not fit {backbone.pretrained}: {_first_line(error)}") from error
+
+
+def _check_choice(what: str, value: object, allowed: tuple[Any, ...] | list[str]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{what} is {value!r}; allowed: {', '.join(map(str, allowed))}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

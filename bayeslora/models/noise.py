@@ -1,0 +1,84 @@
+"""Noise as a pure function of what it belongs to, so that it survives resuming, re-batching and recomputation.
+
+No generator is advanced in a forward pass. A draw is a hash of (stream, draw id, dataset, example, option, site,
+position counted from the last token, channel): a question meets the same noise alone, in any batch, with any padding,
+in any chunk of samples, after a resume, and when gradient checkpointing computes a layer twice.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from bayeslora.types import AnswerBatch, Samples
+
+# Multipliers and shifts of the splitmix64 finaliser (Steele, Lea & Flood, 2014), as signed 64-bit integers.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
+_SECOND = 0x94D049BB133111EB - (1 << 64)
+
+
+def stream(*parts: int | str) -> int:
+    """A 63-bit seed for the stream that ``parts`` name; different names give unrelated streams.
+
+    Args:
+        parts: What identifies the stream, for example ``(seed, "dropout")`` or ``(seed, member, "init")``.
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh torch generator on the stream that ``parts`` name."""
+    return torch.Generator(device).manual_seed(stream(*parts))
+
+
+def row_keys(batch: AnswerBatch, samples: Samples) -> Tensor:
+    """One noise key for every row of every sample.
+
+    Args:
+        batch: The questions, as R rows.
+        samples: Their ``draws`` are the ids of the S draws, their ``seed`` names the stream.
+
+    Returns:
+        int64 ``[S * R]``, sample-major, on the batch's device.
+    """
+    if samples.draws is None:
+        raise ValueError("samples without draws have no noise")
+    device = batch.input_ids.device
+    draws = _mix(samples.draws.to(device) * _GOLDEN + stream(samples.seed, batch.dataset))
+    rows = batch.example_id[batch.example_of_row] * 64 + batch.option_of_row
+    return _mix(draws[:, None] ^ _mix(rows * _GOLDEN)[None, :]).flatten()
+
+
+def positions_from_last(attention_mask: Tensor) -> Tensor:
+    """Position of every token counted back from its row's last real token ``[R, T]``; the same under any padding."""
+    return attention_mask.flip(-1).cumsum(-1).flip(-1)
+
+
+def uniform(keys: Tensor, positions: Tensor, site: int, channels: int) -> Tensor:
+    """Uniform noise in [0, 1) for the activations at one site.
+
+    Args:
+        keys: Row keys ``[N]``.
+        positions: Position of each token ``[N, T]``.
+        site: Number of the site.
+        channels: Number of channels D.
+
+    Returns:
+        float32 ``[N, T, D]``; entry (n, t, d) depends on ``keys[n]``, ``positions[n, t]``, ``site`` and d alone.
+    """
+    tokens = _mix(keys[:, None] ^ _mix((positions + (site << 32)) * _GOLDEN))
+    lanes = _mix(torch.arange(1, channels + 1, device=keys.device) * _SECOND)
+    bits = _mix(tokens[:, :, None] ^ lanes)
+    return ((bits >> 40) & 0xFFFFFF).to(torch.float32).mul_(2.0**-24)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The splitmix64 finaliser: a bijection of int64 in which every input bit flips every output bit half the time."""
+    x = x ^ ((x >> 30) & 0x3FFFFFFFF)
+    x = x.mul_(_FIRST)
+    x ^= (x >> 27) & 0x1FFFFFFFFF
+    x *= _SECOND
+    x ^= (x >> 31) & 0x1FFFFFFFF
+    return x

@@ -1,0 +1,181 @@
+"""LoRA sites: the places where a trained or sampled weight meets activations.
+
+peft builds plain LoRA layers. Their ``lora_A``, ``lora_B`` and dropout modules, and any other trainable ``nn.Linear``
+(a classification head), are replaced by the subclasses below, which hold the same parameters and know two things more:
+how to apply S weight sets to S groups of rows at once, and how to take noise from a hash instead of a generator.
+No forward is patched, so 4-bit, 8-bit and plain bases take the same path, and peft saves and loads them as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.errors import UsageError
+from bayeslora.models.noise import uniform
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """What the rows that reach the sites are.
+
+    Attributes:
+        groups: Number S of weight sets; the rows are sample-major, S groups of equal size.
+        weights: Parameter name to its S values ``[S, *shape]``; sites that are not named use their own parameter.
+        keys: Noise key of every row ``[S * R]``, or None for no noise.
+        positions: Position of every token counted from the last ``[S * R, T]``, alongside ``keys``.
+    """
+
+    groups: int = 1
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    keys: Tensor | None = None
+    positions: Tensor | None = None
+
+
+class SiteContext:
+    """The state that all sites of one model share, valid for one forward pass and its recomputation."""
+
+    def __init__(self) -> None:
+        self.state = SiteState()
+
+    @contextmanager
+    def using(self, state: SiteState) -> Iterator[None]:
+        """Within the block, sites act on ``state``."""
+        previous, self.state = self.state, state
+        try:
+            yield
+        finally:
+            self.state = previous
+
+
+class SiteLinear(nn.Linear):
+    """A linear map with its own weight, or with S weights for S groups of rows.
+
+    A stacked weight ``[S, out, in]`` may be the parameter itself (members trained together) or be supplied for one
+    pass through the context (posterior samples). Group s of the rows meets weight s.
+    """
+
+    name: str
+    context: SiteContext
+
+    @classmethod
+    def adopt(cls, linear: nn.Linear, name: str, context: SiteContext) -> SiteLinear:
+        """A site that holds the parameters of ``linear``; ``name`` is its module path without the adapter's name."""
+        site = cls(linear.in_features, linear.out_features, bias=False, device="meta")
+        site.weight, site.bias = linear.weight, linear.bias
+        site.name, site.context = name, context
+        return site.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [S * N, ..., in]`` to ``[S * N, ..., out]``."""
+        weight, bias = self._value("weight", self.weight), self._value("bias", self.bias)
+        if weight.dim() == 2 and (bias is None or bias.dim() == 1):
+            return nn.functional.linear(x, weight, bias)
+        groups = self.context.state.groups
+        weight = weight.expand(groups, -1, -1) if weight.dim() == 2 else weight
+        y = torch.bmm(x.reshape(groups, -1, x.shape[-1]), weight.mT)
+        if bias is not None:
+            y = y + (bias if bias.dim() == 2 else bias[None])[:, None, :]
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    def rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The outputs numbered ``rows [K]`` alone: ``x [S * N, in]`` to ``[S * N, K]``."""
+        weight = self._value("weight", self.weight)
+        if weight.dim() == 2:
+            return nn.functional.linear(x, weight[rows])
+        groups = self.context.state.groups
+        return torch.bmm(x.reshape(groups, -1, x.shape[-1]), weight[:, rows].mT).flatten(0, 1)
+
+    def _value(self, kind: str, own: Any) -> Any:
+        return None if own is None else self.context.state.weights.get(f"{self.name}.{kind}", own)
+
+
+class SiteDropout(nn.Dropout):
+    """Dropout whose mask is a function of example, position, draw and site; active when the state has noise keys.
+
+    The module's train and eval modes do not matter: noise is asked for, pass by pass.
+    """
+
+    site: int
+    context: SiteContext
+
+    @classmethod
+    def adopt(cls, dropout: nn.Dropout, site: int, context: SiteContext) -> SiteDropout:
+        """A site with the rate of ``dropout``; ``site`` tells its noise from that of the others."""
+        module = cls(dropout.p)
+        module.site, module.context = site, context
+        return module.train(dropout.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``input [N, T, D]`` or, at the answer position, ``[N, D]``."""
+        keys, positions = self.context.state.keys, self.context.state.positions
+        if keys is None or positions is None or self.p == 0:
+            return input
+        at_answer = input.dim() == 2
+        if at_answer:
+            positions = torch.ones_like(positions[:, :1])
+        noise = uniform(keys, positions, self.site, input.shape[-1])
+        keep = (noise[:, 0] if at_answer else noise) >= self.p
+        return input * keep.to(input.dtype).div_(1 - self.p)
+
+
+def install_sites(network: nn.Module, context: SiteContext) -> list[str]:
+    """Replace the trainable linear maps and LoRA dropouts of a peft model by sites.
+
+    Args:
+        network: A peft model with one plain LoRA adapter.
+        context: The state the sites will share.
+
+    Returns:
+        Names of the sites' modules in order, without the adapter's name.
+
+    Raises:
+        UsageError: a kind of LoRA whose parameters are not plain linear maps.
+    """
+    _refuse_variants(network)
+    names = []
+    for path, module in list(network.named_modules()):
+        parent = network.get_submodule(path.rpartition(".")[0])
+        leaf = path.rpartition(".")[2]
+        if type(module) is nn.Linear and module.weight.requires_grad:
+            names.append(plain_name(path))
+            _set(parent, leaf, SiteLinear.adopt(module, names[-1], context))
+        elif type(module) is nn.Dropout and isinstance(parent, nn.ModuleDict) and ".lora_dropout." in f".{path}":
+            _set(parent, leaf, SiteDropout.adopt(module, len(names), context))
+    return names
+
+
+def plain_name(name: str) -> str:
+    """A parameter's or module's name without the adapter's: the name peft gives it on disk."""
+    return name.replace(".modules_to_save", "").replace(f".{ADAPTER}", "")
+
+
+def _set(parent: nn.Module, leaf: str, module: nn.Module) -> None:
+    if isinstance(parent, nn.ModuleDict | nn.ModuleList | nn.Sequential):
+        parent._modules[leaf] = module
+    else:
+        setattr(parent, leaf, module)
+
+
+def _refuse_variants(network: nn.Module) -> None:
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
+
+    for path, module in network.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        variants = {type(v).__name__ for v in getattr(module, "lora_variant", {}).values()}
+        if len(module.lora_embedding_A):
+            variants.add("embedding LoRA")
+        if isinstance(module, ParamWrapper):
+            variants.add("parameter (mixture-of-experts) LoRA")
+        if variants:
+            kinds = ", ".join(sorted(variants))
+            raise UsageError(f"{path} uses {kinds}; allowed: plain LoRA on linear layers. Train a plain LoRA adapter.")
