@@ -1,0 +1,78 @@
+"""Answers keep what a predictive says, and split its uncertainty as the closed forms do."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bayeslora.metrics.answers import UNKNOWN, Answers
+from bayeslora.types import Predictive
+
+
+def answers(members: list[list[float]]) -> Answers:
+    """One question, as members say its probabilities."""
+    return Answers.from_predictive(Predictive.from_logits(torch.tensor(members, dtype=torch.float64).log()[:, None]))
+
+
+def test_two_certain_members_that_disagree() -> None:
+    got = replace(answers([[1 - 1e-15, 1e-15], [1e-15, 1 - 1e-15]]))
+    assert got.total.item() == pytest.approx(math.log(2))
+    assert got.epistemic.item() == pytest.approx(math.log(2))
+    assert got.aleatoric.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_half_of_each() -> None:
+    got = Answers(
+        probs=torch.full((1, 4), 0.25, dtype=torch.float64),
+        label=torch.zeros(1).long(),
+        options=torch.tensor([4]),
+        members=torch.tensor([[[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]], dtype=torch.float64),
+    )
+    assert got.total.item() == pytest.approx(math.log(4))
+    assert got.aleatoric.item() == pytest.approx(math.log(2)) == got.epistemic.item()
+
+
+def test_identical_members_know_what_they_know() -> None:
+    got = answers([[0.7, 0.2, 0.1]] * 5)
+    assert got.epistemic.item() < 1e-12
+    assert got.aleatoric.item() == pytest.approx(got.total.item())
+
+
+@pytest.mark.parametrize("kind", ["members", "gaussian"])
+def test_uncertainties_are_those_of_the_predictive(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    if kind == "members":
+        predictive = Predictive.from_logits(torch.randn(4, 300, 3, generator=generator))
+    else:
+        root = torch.randn(300, 1, 1, generator=generator)
+        predictive = Predictive.from_gaussian(root[:, 0], root.square())
+    got = Answers.from_predictive(predictive)
+    for name in ("probs", "total", "aleatoric", "epistemic"):
+        assert torch.allclose(getattr(got, name), getattr(predictive, name), atol=1e-12), name
+    assert torch.allclose(got.total, got.aleatoric + got.epistemic, atol=1e-9)
+    assert (got.label == UNKNOWN).all()
+
+
+def test_batches_of_different_widths_join() -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(2, 3, 4, generator=generator)
+    narrow = torch.randn(2, 2, 2, generator=generator)
+    parts = [Answers.from_predictive(Predictive.from_logits(logits, logits.logsumexp(-1))) for logits in (narrow, wide)]
+    joined = Answers.concatenate(parts)
+    padded = torch.cat([torch.nn.functional.pad(narrow, (0, 2), value=-torch.inf), wide], dim=1)
+    want = Answers.from_predictive(Predictive.from_logits(padded, padded.logsumexp(-1)))
+    for name, tensor in want.tensors().items():
+        assert torch.equal(getattr(joined, name), tensor), name
+    again = joined[torch.tensor([4, 0])]
+    assert torch.equal(again.probs, want.probs[[4, 0]])
+    assert again.options.tolist() == [4, 2]
+
+
+def test_refusals() -> None:
+    gap = torch.tensor([[[0.0, -torch.inf, 0.0]]])
+    with pytest.raises(ValueError, match="absent options"):
+        Answers.from_predictive(Predictive.from_logits(gap))
+    uneven = Predictive(torch.zeros(2, 1, 1).double(), torch.tensor([0.3, 0.7]).double())
+    with pytest.raises(ValueError, match="equal weights"):
+        Answers.from_predictive(uneven)
