@@ -1,0 +1,45 @@
+"""AI2 Reasoning Challenge (Clark et al., 2018): grade-school science, three to five options."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
+from bayeslora.datamodules.question import Question, from_choices
+from bayeslora.datamodules.source import Benchmark, Row
+from bayeslora.errors import UsageError
+
+SIZES = {
+    "ARC-Easy": {"train": 2251, "validation": 570, "test": 2376},
+    "ARC-Challenge": {"train": 1119, "validation": 299, "test": 1172},
+}
+
+
+class ARC(Benchmark):
+    """One of the two parts of ARC."""
+
+    repository = "allenai/ai2_arc"
+    task = "arc"
+
+    def __init__(self, config: str) -> None:
+        if config not in SIZES:
+            raise UsageError(f"config of ARC is {config!r}; allowed: {', '.join(SIZES)}")
+        self.config = config
+        self.name = config.lower().replace("-", "_")
+        self.sizes = SIZES[config]
+
+    def parse(self, row: Row, fallback_id: str) -> Question:
+        """A question from a row."""
+        return from_choices(row, fallback_id)
+
+
+class ARCDataModule(MultipleChoiceDataModule):
+    """ARC-Easy or ARC-Challenge.
+
+    Args:
+        config: Which part.
+        **kwargs: See :class:`MultipleChoiceDataModule`.
+    """
+
+    def __init__(self, config: Literal["ARC-Easy", "ARC-Challenge"] = "ARC-Easy", **kwargs: Any) -> None:
+        super().__init__(ARC(config), **kwargs)

@@ -1,0 +1,80 @@
+"""Batches in the order of a sampler, from any position on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from bayeslora.datamodules.batch import collate
+from bayeslora.datamodules.encode import Encoded
+from bayeslora.datamodules.sampler import EvalBatches, TrainBatches
+from bayeslora.types import AnswerBatch
+
+
+class Rows(Dataset[tuple[int, Encoded]]):
+    """Encoded questions by (epoch, row)."""
+
+    def __init__(self, encoded: Sequence[Encoded]) -> None:
+        self.encoded = encoded
+
+    def __len__(self) -> int:
+        """Number of questions."""
+        return len(self.encoded)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Encoded]:
+        """Row number and tokens of a question in an epoch."""
+        _, row = key
+        return row, self.encoded[row]
+
+
+class AnswerLoader:
+    """An iterable of batches that knows its epoch and can start inside it.
+
+    It is not a torch ``DataLoader`` (it makes one for each pass), so that the trainer leaves its sampler alone: the
+    sampler deals batches to ranks itself, without repeating questions at test time.
+
+    Args:
+        rows: The questions.
+        sampler: Which rows make up which batch.
+        dataset: Name the batches carry.
+        padding_side: ``left`` or ``right``.
+        pad_id: Token to pad with.
+        num_workers: Worker processes.
+        resume: Epoch and number of batches to skip in the first pass, as a checkpoint left them.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        sampler: TrainBatches | EvalBatches,
+        dataset: str,
+        padding_side: str,
+        pad_id: int,
+        num_workers: int = 0,
+        resume: tuple[int, int] | None = None,
+    ) -> None:
+        self.dataset, self.sampler, self.resume, self.num_workers = rows, sampler, resume, num_workers
+        self.collate = partial(collate, dataset=dataset, padding_side=padding_side, pad_id=pad_id)
+
+    def __len__(self) -> int:
+        """Number of batches of a whole epoch, also where a pass starts inside it."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[AnswerBatch]:
+        """One pass; the epoch is the one set when the first batch is taken."""
+        epoch, start = getattr(self.sampler, "epoch", 0), 0
+        if self.resume is not None:
+            (epoch, start), self.resume = self.resume, None
+            self.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        batches = list(self.sampler)[start:]
+        yield from DataLoader(
+            self.dataset,
+            batch_sampler=[[(epoch, row) for row in batch] for batch in batches],  # type: ignore[arg-type]
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # its own, or every pass would draw from the global one
+        )

@@ -1,0 +1,34 @@
+"""OpenBookQA (Mihaylov et al., 2018): elementary science, four options, without the open book."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
+from bayeslora.datamodules.question import Question, from_choices
+from bayeslora.datamodules.source import Benchmark, Row
+
+
+class OpenBookQA(Benchmark):
+    """The main part of OpenBookQA."""
+
+    repository = "allenai/openbookqa"
+    config = "main"
+    name = "obqa"
+    task = "obqa"
+    sizes = {"train": 4957, "validation": 500, "test": 500}
+
+    def parse(self, row: Row, fallback_id: str) -> Question:
+        """A question from a row."""
+        return from_choices(row, fallback_id)
+
+
+class OpenBookQADataModule(MultipleChoiceDataModule):
+    """OpenBookQA.
+
+    Args:
+        **kwargs: See :class:`MultipleChoiceDataModule`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(OpenBookQA(), **kwargs)

@@ -1,0 +1,119 @@
+"""What a protocol fixes: prompt, splits, option filter, label tokens, truncation and the support of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import ClassVar, Literal
+
+from bayeslora.datamodules.question import Question
+from bayeslora.datamodules.sampler import Order
+from bayeslora.datamodules.source import Benchmark
+from bayeslora.errors import UsageError
+
+Support = Literal["options", "options_and_rest", "full_vocab"]
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+PROTOCOLS = {
+    "default": "Default",
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The text up to the answer slot.
+
+    Attributes:
+        text: The whole prompt.
+        spans: Character ranges that may lose their front where the prompt is too long, the first to go first.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which splits of a benchmark serve what.
+
+    Attributes:
+        train: Trained on, one after the other.
+        validation: None takes a seeded fifth of ``train``.
+        test: Tested on.
+    """
+
+    train: tuple[str, ...]
+    validation: str | None
+    test: str
+
+
+class Protocol:
+    """The conventions under which a benchmark is trained on and tested; each protocol is a subclass in its own file.
+
+    Attributes:
+        name: As given on the command line.
+        support: What the training loss normalises over: the options' labels, those and all the rest as one more
+            outcome, or the whole vocabulary.
+        max_length: Number of tokens of the longest prompt, unless the user says otherwise.
+        cut: Where an over-long prompt loses tokens: at the ``front`` of its spans, or on the ``right``.
+        labels_from: How label tokens are found: ``context`` (the one token that follows the prompt), or the ``first``
+            or ``last`` token of the label on its own.
+        separator: Between prompt and label.
+        order: Of the training batches.
+        drop_last: Whether a last batch that is not full is left out, in training and in testing.
+        tasks: The tasks it defines prompts for; None is any.
+    """
+
+    name: ClassVar[str]
+    support: ClassVar[Support] = "options"
+    max_length: ClassVar[int] = 1024
+    cut: ClassVar[Literal["front", "right"]] = "front"
+    labels_from: ClassVar[Literal["context", "first", "last"]] = "context"
+    separator: ClassVar[str] = " "
+    order: ClassVar[Order] = "bucketed"
+    drop_last: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...] | None] = None
+
+    def prompt(self, task: str, question: Question) -> Prompt:
+        """The text up to the answer slot."""
+        raise NotImplementedError
+
+    def labels(self, task: str, question: Question) -> Sequence[str]:
+        """The label of each answer, as text; its token is what the model is to predict."""
+        return LETTERS[: len(question.options)]
+
+    def ends_with_eos(self, task: str) -> bool:
+        """Whether an end-of-sequence token follows the prompt."""
+        return False
+
+    def keeps(self, task: str, question: Question) -> bool:
+        """Whether the protocol uses the question."""
+        return True
+
+    def splits(self, benchmark: Benchmark) -> Splits:
+        """The public test split where it has labels; else validation as test and a fifth of train as validation."""
+        has = set(benchmark.labelled)
+        validation = "validation" if "validation" in has - set(benchmark.training) else None
+        if "test" in has:
+            return Splits(benchmark.training, validation, "test")
+        return Splits(benchmark.training, None, "validation")
+
+    def check_task(self, task: str) -> None:
+        """Refuse a task the protocol does not define."""
+        if self.tasks is not None and task not in self.tasks:
+            raise UsageError(
+                f"protocol {self.name!r} does not define the task {task!r}; allowed with it: {', '.join(self.tasks)}; "
+                "protocol 'default' allows every task"
+            )
+
+
+def get_protocol(name: str) -> Protocol:
+    """The protocol of a name.
+
+    Raises:
+        UsageError: a name that is none of them.
+    """
+    if name not in PROTOCOLS:
+        raise UsageError(f"protocol is {name!r}; allowed: {', '.join(PROTOCOLS)}")
+    module = import_module(f"bayeslora.datamodules.protocols.{name}")
+    return getattr(module, PROTOCOLS[name])()

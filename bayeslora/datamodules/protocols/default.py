@@ -1,0 +1,23 @@
+"""The project's own protocol: consistent, nothing dropped, validation and test never the same."""
+
+from __future__ import annotations
+
+from bayeslora.datamodules.protocols.base import LETTERS, Prompt, Protocol
+from bayeslora.datamodules.question import Question
+
+
+class Default(Protocol):
+    """A passage where there is one, the question, lettered options on lines of their own, ``Answer:``."""
+
+    name = "default"
+
+    def prompt(self, task: str, question: Question) -> Prompt:
+        """The text up to the answer slot."""
+        passage, spans = "", []
+        if question.context:
+            passage = f"Passage: {question.context}\n"
+            spans.append((len("Passage: "), len(passage) - 1))
+        asked = f"{passage}Question: {question.question}"
+        spans.append((len(asked) - len(question.question), len(asked)))
+        options = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=False))
+        return Prompt(f"{asked}{options}\nAnswer:", tuple(spans))

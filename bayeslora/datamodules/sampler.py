@@ -1,0 +1,118 @@
+"""Which questions make up which batch: a pure function of seed, epoch and the questions' lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+
+from bayeslora.models.noise import generator
+
+Order = Literal["bucketed", "shuffled", "sequential"]
+POOL = 50  # batches that are sorted by length together
+T = TypeVar("T")
+
+
+def order(seed: int, epoch: int, n: int, member: int = 0) -> list[int]:
+    """The permutation of ``n`` questions in an epoch; every (seed, member, epoch) has an unrelated one."""
+    return torch.randperm(n, generator=generator(seed, "order", member, epoch)).tolist()
+
+
+@dataclass
+class TrainBatches:
+    """The training batches of an epoch on one of ``world`` ranks, every rank with the same number of them.
+
+    ``bucketed``: the epoch's permutation is cut into pools of 50 batches, each pool is sorted by length and cut into
+    batches, and the batches are shuffled; little is left to pad, and any two questions can still meet. ``shuffled``
+    leaves the sorting out; ``sequential`` takes the questions as they stand. Rank r of W takes every W-th question of a
+    batch of ``batch_size * W``, so that W ranks see together what one rank with the larger batch sees alone. A last
+    batch too small for all ranks borrows questions from the start of the epoch.
+
+    Attributes:
+        lengths: Length in tokens of each question.
+        batch_size: Questions in a batch, per rank.
+        seed: Of the order.
+        how: ``bucketed``, ``shuffled`` or ``sequential``.
+        drop_last: Whether a last batch that is not full is left out.
+        rank: Of this process.
+        world: Number of processes.
+        member: Member of an ensemble whose order this is.
+        epoch: Set by the trainer before each epoch.
+    """
+
+    lengths: Sequence[int]
+    batch_size: int
+    seed: int
+    how: Order = "bucketed"
+    drop_last: bool = False
+    rank: int = 0
+    world: int = 1
+    member: int = 0
+    epoch: int = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Number of batches in any epoch."""
+        size = self.batch_size * self.world
+        return len(self.lengths) // size if self.drop_last else -(-len(self.lengths) // size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches, as row numbers of their questions."""
+        n, size = len(self.lengths), self.batch_size * self.world
+        rows = list(range(n)) if self.how == "sequential" else order(self.seed, self.epoch, n, self.member)
+        batches = self._bucketed(rows, size) if self.how == "bucketed" else chunks(rows, size)
+        for batch in batches:
+            if len(batch) < size and self.drop_last:
+                continue
+            if len(batch) < self.world:
+                batch = batch + (rows * self.world)[: self.world - len(batch)]
+            yield batch[self.rank :: self.world]
+
+    def _bucketed(self, rows: list[int], size: int) -> list[list[int]]:
+        pools = [sorted(pool, key=self.lengths.__getitem__) for pool in chunks(rows, POOL * size)]
+        batches = [batch for pool in pools for batch in chunks(pool, size)]
+        shuffled = torch.randperm(len(batches), generator=generator(self.seed, "batches", self.member, self.epoch))
+        return [batches[i] for i in shuffled.tolist()]
+
+
+@dataclass
+class EvalBatches:
+    """Every question exactly once, on any number of ranks, the longest first (so memory runs out at once or never).
+
+    Attributes:
+        lengths: Length in tokens of each question.
+        batch_size: Questions in a batch.
+        how: ``bucketed`` sorts by length, anything else leaves the questions as they stand.
+        drop_last: Whether a last batch that is not full is left out.
+        rank: Of this process.
+        world: Number of processes.
+    """
+
+    lengths: Sequence[int]
+    batch_size: int
+    how: Order = "bucketed"
+    drop_last: bool = False
+    rank: int = 0
+    world: int = 1
+
+    def __len__(self) -> int:
+        """Number of batches on this rank."""
+        n = len(range(self.rank, len(self.lengths), self.world))
+        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches, as row numbers of their questions."""
+        rows = list(range(len(self.lengths)))
+        if self.how == "bucketed":
+            rows.sort(key=lambda row: (-self.lengths[row], row))
+        yield from chunks(rows[self.rank :: self.world], self.batch_size)[: len(self)]
+
+
+def chunks(values: list[T], size: int) -> list[list[T]]:
+    """Consecutive pieces of ``size`` values, the last one shorter where it does not divide."""
+    return [values[start : start + size] for start in range(0, len(values), size)]

@@ -1,0 +1,144 @@
+"""Where questions come from: local JSONL files, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bayeslora.datamodules.question import Question
+from bayeslora.errors import UsageError
+
+Row = Mapping[str, Any]
+Parse = Callable[[Row, str], Question]
+
+
+class Benchmark:
+    """One published set of questions: where it lies, how its rows read, how large its splits are.
+
+    Attributes:
+        name: Name of its test set in results, such as ``arc_easy``.
+        task: What protocols know it as, such as ``arc``.
+        sizes: Published number of questions of each split that has public labels; nothing is checked where empty.
+        training: The splits that are trained on.
+    """
+
+    name: str
+    task: str
+    sizes: Mapping[str, int]
+    training: tuple[str, ...] = ("train",)
+    # Of the hub's repository; `config` is None where it has one only.
+    repository: ClassVar[str] = ""
+    config: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where its files lie below ``data_dir``."""
+        return "/".join(filter(None, (self.repository.split("/")[-1], self.config)))
+
+    @property
+    def labelled(self) -> tuple[str, ...]:
+        """The splits with public labels."""
+        return tuple(self.sizes)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether each question is a sentence or a pair of them to classify, rather than options to compare."""
+        return False
+
+    def parse(self, row: Row, fallback_id: str) -> Question:
+        """A question from a row of the source; a ValueError or KeyError says what is wrong with the row."""
+        raise NotImplementedError
+
+    def load(self, split: str, data_dir: str | None) -> list[Question]:
+        """All questions of a split.
+
+        Args:
+            split: One of ``labelled``.
+            data_dir: Folder with files laid out as on the hub; None asks the hub.
+
+        Raises:
+            UsageError: a file that is missing or corrupt, no network, or a size that is not the published one.
+        """
+        questions = read_source(self.repository, self.config, self.folder, split, data_dir, self.parse)
+        expected = self.sizes[split]
+        if len(questions) != expected:
+            where = f"{data_dir}/{self.folder}" if data_dir else self.repository
+            raise UsageError(
+                f"{where}, split {split!r}: {len(questions)} questions, published are {expected}; "
+                "give the published files, or use JSONLDataModule for files of your own"
+            )
+        return questions
+
+    def download(self) -> None:
+        """Bring all splits from the hub into the local cache."""
+        for split in self.labelled:
+            self.load(split, None)
+
+
+def read_source(
+    repository: str, config: str | None, folder: str, split: str, data_dir: str | None, parse: Parse
+) -> list[Question]:
+    """The questions of one split, from ``data_dir/folder/split.jsonl`` or else from the hub."""
+    if data_dir is not None:
+        return read_jsonl(Path(data_dir) / folder / f"{split}.jsonl", parse, split)
+    rows = ((f"{repository}, {split} row {i}", row) for i, row in enumerate(hub_rows(repository, config, split)))
+    return _parse_all(rows, parse, split)
+
+
+def read_jsonl(path: Path, parse: Parse, split: str) -> list[Question]:
+    """The questions of a JSONL file.
+
+    Raises:
+        UsageError: the file's name and the number of the line that is wrong.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist; data_dir (or path) must be a folder that holds it")
+    return _parse_all(json_lines(path), parse, split)
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Row]]:
+    """File name and line number, and content, of each line; a UsageError names a line that is not a JSON object."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UsageError(f"{where}: not valid JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise UsageError(f"{where}: a {type(row).__name__}; each line must be a JSON object")
+            yield where, row
+
+
+def _parse_all(rows: Iterable[tuple[str, Row]], parse: Parse, split: str) -> list[Question]:
+    questions: list[Question] = []
+    seen: dict[str, str] = {}
+    for where, row in rows:
+        try:
+            question = parse(row, f"{split}/{len(questions)}")
+        except KeyError as error:
+            raise UsageError(f"{where}: field {error} is missing; given are {', '.join(row)}") from error
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{where}: {error}") from error
+        if question.id in seen:
+            raise UsageError(f"{where}: id {question.id!r} is taken already by {seen[question.id]}; ids must be unique")
+        seen[question.id] = where
+        questions.append(question)
+    return questions
+
+
+def hub_rows(repository: str, config: str | None, split: str) -> Iterable[Row]:
+    """The rows of a split of a dataset on the Hugging Face hub, or in its local cache."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(repository, config, split=split)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(
+            f"cannot load {repository} from the hub or the local cache ({reason}); give data_dir a folder with its "
+            "JSONL files, or download it once with network and then set HF_HUB_OFFLINE=1, HF_DATASETS_OFFLINE=1 "
+            "and HF_HOME to that cache"
+        ) from error

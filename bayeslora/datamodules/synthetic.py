@@ -1,0 +1,56 @@
+"""The synthetic benchmark: questions whose true answer distribution is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
+from bayeslora.datamodules.question import Question
+from bayeslora.datamodules.source import Benchmark
+from bayeslora.errors import UsageError
+
+TEST_SPLITS = ("test", "shifted", "ood", "easy", "noisy", "hard")
+
+
+class Synthetic(Benchmark):
+    """Training questions and one of the test sets.
+
+    Args:
+        test: ``test`` (in distribution), ``shifted``, ``ood``, ``easy``, ``noisy`` or ``hard``.
+    """
+
+    task = "synthetic"
+    sizes: Mapping[str, int] = {}
+
+    def __init__(self, test: str = "test") -> None:
+        if test not in TEST_SPLITS:
+            raise UsageError(f"synthetic set is {test!r}; allowed: {', '.join(TEST_SPLITS)}")
+        self.test = test
+        self.name = "synthetic" if test == "test" else f"synthetic:{test}"
+
+    @property
+    def labelled(self) -> tuple[str, ...]:
+        """The splits there are."""
+        return ("train", "test")
+
+    def load(self, split: str, data_dir: str | None) -> list[Question]:
+        """All questions of a split; ``data_dir`` is not looked at."""
+        from bayeslora.datamodules import synthetic_process
+
+        made = synthetic_process.questions(self.test if split == "test" else split)
+        return [Question(q.id, q.question, tuple(q.options), q.label, true_probs=tuple(q.true_probs)) for q in made]
+
+    def download(self) -> None:
+        """Nothing is to be downloaded."""
+
+
+class SyntheticDataModule(MultipleChoiceDataModule):
+    """The synthetic benchmark in the package.
+
+    Args:
+        **kwargs: See :class:`MultipleChoiceDataModule`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(Synthetic(), **kwargs)

@@ -1,0 +1,115 @@
+"""The tokenizer of a backbone, and the tokens of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bayeslora.errors import UsageError
+from bayeslora.models.pretrained import resolve_pretrained
+
+
+def load_tokenizer(tokenizer: Any, revision: str | None = None) -> Any:
+    """A Hugging Face tokenizer from its name or folder; one that is loaded already is taken as it is.
+
+    Raises:
+        UsageError: no such tokenizer.
+    """
+    if not isinstance(tokenizer, str):
+        return tokenizer
+    from transformers import AutoTokenizer
+
+    name = resolve_pretrained(tokenizer)
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        if Path(name).exists():
+            raise UsageError(f"cannot load a tokenizer from {name}: {str(error).splitlines()[0]}") from error
+        raise UsageError(
+            f"cannot find the tokenizer {name!r} in the local cache or on the hub; give a local folder, or download it "
+            "once with network and set HF_HUB_OFFLINE=1 (cache: HF_HOME)"
+        ) from error
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts, without any special token."""
+    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+
+def leading_specials(tokenizer: Any) -> list[int]:
+    """The special tokens the tokenizer puts in front of a text (a BOS, or nothing)."""
+    body = token_ids(tokenizer, ["a"])[0]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(body) + 1):
+        if whole[start : start + len(body)] == body:
+            return whole[:start]
+    return []
+
+
+class LabelTokens:
+    """Finds the token of each label and remembers it.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        rule: ``context``, ``first`` or ``last``, see :class:`Protocol`.
+        separator: Between prompt and label.
+    """
+
+    def __init__(self, tokenizer: Any, rule: str, separator: str) -> None:
+        self.tokenizer, self.rule, self.separator = tokenizer, rule, separator
+        self.known: dict[str, int] = {}
+
+    def find(self, labels: Sequence[str], prompt: str) -> list[int]:
+        """One token for each label, all distinct.
+
+        Raises:
+            UsageError: a label that is not one token, or two labels that share theirs.
+        """
+        for label in labels:
+            if label not in self.known:
+                self.known[label] = self._find(label, prompt)
+        ids = [self.known[label] for label in labels]
+        if len(set(ids)) < len(ids):
+            shown = ", ".join(f"{label!r} became {self._show([i])}" for label, i in zip(labels, ids, strict=True))
+            raise UsageError(f"labels must be distinct tokens, but {shown}; use another protocol or tokenizer")
+        return ids
+
+    def check(self, prompts: Sequence[str], bodies: Sequence[list[int]], labels: Sequence[str]) -> None:
+        """Check that each prompt, followed by one of its labels, is its own tokens and then that label's token.
+
+        Args:
+            prompts: Prompts as text.
+            bodies: Their tokens.
+            labels: One label for each.
+
+        Raises:
+            UsageError: the prompt and what its label became.
+        """
+        if self.rule != "context":
+            return
+        followed = token_ids(self.tokenizer, [p + self.separator + x for p, x in zip(prompts, labels, strict=True)])
+        for prompt, body, whole, label in zip(prompts, bodies, followed, labels, strict=True):
+            if whole != [*body, self.known[label]]:
+                self._refuse(label, body, whole, prompt)
+
+    def _find(self, label: str, prompt: str) -> int:
+        if self.rule != "context":
+            pieces = token_ids(self.tokenizer, [label])[0]
+            return pieces[0 if self.rule == "first" else -1]
+        body, whole = token_ids(self.tokenizer, [prompt, prompt + self.separator + label])
+        if whole[:-1] != body:
+            self._refuse(label, body, whole, prompt)
+        return whole[-1]
+
+    def _refuse(self, label: str, body: list[int], whole: list[int], prompt: str) -> None:
+        same = next(
+            (i for i, (a, b) in enumerate(zip(body, whole, strict=False)) if a != b), min(len(body), len(whole))
+        )
+        raise UsageError(
+            f"label {label!r} after {(prompt + self.separator)[-12:]!r} became {self._show(whole[same:])} in place of one "
+            "token that follows the prompt's own and is the same in every prompt; use another protocol or tokenizer"
+        )
+
+    def _show(self, ids: Sequence[int]) -> str:
+        return " + ".join(repr(token) for token in self.tokenizer.convert_ids_to_tokens(list(ids))) or "no token"
