@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -194,14 +193,21 @@ class Predictive:
 
     def nll(self, label: Tensor) -> Tensor:
         r"""Negative log-likelihood :math:`-\log \bar p_y` ``[B]`` of the labels ``[B]``."""
-        return -self.log_mean.gather(-1, label[:, None]).squeeze(-1)
+        chosen = self.log_probs.gather(-1, label.expand(len(self.weights), -1)[:, :, None]).squeeze(-1)
+        return -(chosen + self.weights.log()[:, None]).logsumexp(0)
 
-    def tempered(self, temperature: float) -> Predictive:
-        """Every member at a temperature T: logits over T, renormalised, then averaged (a Gaussian: mean/T, cov/T^2)."""
-        if self.gaussian is not None:
-            return Predictive.from_gaussian(self.gaussian.mean / temperature, self.gaussian.cov / temperature**2)
-        log_probs = (self.log_probs / temperature).log_softmax(-1)
-        return replace(self, log_probs=log_probs)
+    def tempered(self, temperature: float | Tensor) -> Predictive:
+        """Every member at a temperature T: logits over T, renormalised, then averaged (a Gaussian: mean/T, cov/T^2).
+
+        The log-sum-exp over the vocabulary has no counterpart at another temperature and is dropped.
+        """
+        absent = self.log_probs.isinf()
+        scaled = self.log_probs.masked_fill(absent, 0.0) / temperature  # minus infinity would make T's gradient NaN
+        log_probs = scaled.masked_fill(absent, -torch.inf).log_softmax(-1)
+        logits = None if self.logits is None else self.logits / temperature
+        law = self.gaussian
+        law = None if law is None else Gaussian(law.mean / temperature, law.cov / temperature**2)
+        return Predictive(log_probs, self.weights, logits, None, law)
 
 
 def _entropy(log_probs: Tensor) -> Tensor:
@@ -232,10 +238,6 @@ class Posterior(Protocol):
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Posterior:
         """The posterior that ``state_dict`` described."""
-        ...
-
-    def save(self, directory: Path | str, adapter_config: Mapping[str, Any] | None = None, base: str = "") -> None:
-        """Write the posterior: a plain peft adapter of the mean, and the rest beside it."""
         ...
 
 

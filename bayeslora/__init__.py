@@ -1,0 +1,49 @@
+"""Bayesian LoRA fine-tuning of language models with PyTorch Lightning."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bayeslora.callbacks.predictions import Predictions as Predictions
+    from bayeslora.callbacks.report import Report as Report
+    from bayeslora.callbacks.temperature import Temperature as Temperature
+    from bayeslora.errors import RunError as RunError
+    from bayeslora.errors import UsageError as UsageError
+    from bayeslora.lightning_modules.lora import LoRAModule as LoRAModule
+    from bayeslora.models.loading import Backbone as Backbone
+    from bayeslora.models.loading import LoRA as LoRA
+    from bayeslora.posteriors.state import load_posterior as load_posterior
+    from bayeslora.posteriors.state import save_posterior as save_posterior
+    from bayeslora.types import AnswerBatch as AnswerBatch
+    from bayeslora.types import Predictive as Predictive
+    from bayeslora.types import Samples as Samples
+
+__version__ = "0.1.0"
+
+# Public name to module: imported when first asked for, so that `bayeslora --help` does not wait for torch.
+_PUBLIC = {
+    "AnswerBatch": "bayeslora.types",
+    "Backbone": "bayeslora.models.loading",
+    "LoRA": "bayeslora.models.loading",
+    "LoRAModule": "bayeslora.lightning_modules.lora",
+    "Predictions": "bayeslora.callbacks.predictions",
+    "Predictive": "bayeslora.types",
+    "Report": "bayeslora.callbacks.report",
+    "RunError": "bayeslora.errors",
+    "Samples": "bayeslora.types",
+    "Temperature": "bayeslora.callbacks.temperature",
+    "UsageError": "bayeslora.errors",
+    "load_posterior": "bayeslora.posteriors.state",
+    "save_posterior": "bayeslora.posteriors.state",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

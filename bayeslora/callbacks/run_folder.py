@@ -1,0 +1,164 @@
+"""The run folder: what a run leaves behind, and what it may not overwrite."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from bayeslora.errors import UsageError
+from bayeslora.files import replacing, write_json
+from bayeslora.posteriors.point import Point
+from bayeslora.posteriors.state import save_posterior
+
+SCHEMA = 1
+_PACKAGES = ("bayeslora", "torch", "lightning", "transformers", "peft", "bitsandbytes", "torchmetrics", "datasets")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, flushes it, then renames it: a killed run leaves the previous one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint`` to the local file ``path``."""
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class RunFolder(L.Callback):
+    """Writes ``run.json`` and, when fit ends, ``posterior/``: the trained adapter in plain peft format.
+
+    ``run.json`` holds the schema, package versions, commit, seed, base fingerprint and revision, data fingerprint,
+    label budget, hardware, number of trainable parameters, seconds spent in fit and in test, and peak memory.
+
+    Args:
+        overwrite: Start over in a folder that holds a finished or interrupted run.
+    """
+
+    def __init__(self, overwrite: bool = False) -> None:
+        self.overwrite = overwrite
+        self._started = 0.0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse to fit over another run."""
+        if stage == "fit" and trainer.is_global_zero:
+            refuse_second_fit(Path(trainer.default_root_dir), trainer.ckpt_path is not None, self.overwrite)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note what is about to run."""
+        self._start(trainer)
+        self._note(trainer, {**_environment(), **_identity(trainer, pl_module)})
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note what it cost and save the trained adapter."""
+        spent = _run_record(trainer).get("train_seconds", 0.0) + time.monotonic() - self._started
+        self._note(trainer, {"train_seconds": round(spent, 3), "peak_bytes": _peak_bytes(pl_module.device)})
+        trainable = getattr(pl_module, "trainable", None)
+        if trainable is not None and trainer.is_global_zero:
+            config = pl_module.model.network.peft_config["default"].to_dict()
+            folder = Path(trainer.default_root_dir) / "posterior"
+            save_posterior(Point(trainable()), folder, {**config, "inference_mode": True}, pl_module.model.base_fingerprint)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock; note the run where nothing was trained in this folder."""
+        self._start(trainer)
+        if not _run_record(trainer):
+            self._note(trainer, {**_environment(), **_identity(trainer, pl_module)})
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note what prediction cost."""
+        seconds = round(time.monotonic() - self._started, 3)
+        method = getattr(pl_module, "method", type(pl_module).__name__)
+        self._note(trainer, {"predict_seconds": seconds, "predict_peak_bytes": _peak_bytes(pl_module.device)} | {"method": method})
+
+    def _start(self, trainer: L.Trainer) -> None:
+        self._started = time.monotonic()
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
+
+    def _note(self, trainer: L.Trainer, values: dict[str, Any]) -> None:
+        if trainer.is_global_zero:
+            write_json(_record_file(trainer), {"schema": SCHEMA, **_run_record(trainer), **values})
+
+
+def refuse_second_fit(root: Path, resuming: bool, overwrite: bool) -> None:
+    """Refuse to train in a folder that holds a run, or clear it if asked to.
+
+    Args:
+        root: The run folder.
+        resuming: Whether a checkpoint continues the run that is there.
+        overwrite: Whether the user allows its removal.
+
+    Raises:
+        UsageError: the folder holds a run, which is neither continued nor given up.
+    """
+    ours = [root / name for name in ("checkpoints", "posterior", "test", "predict", "run.json", "fit-config.yaml")]
+    found = [path for path in ours if path.exists()]
+    if not found or resuming:
+        return
+    if not overwrite:
+        raise UsageError(
+            f"{root} already holds a run; continue it with --ckpt_path last, give another --trainer.default_root_dir, "
+            "or start over with --overwrite"
+        )
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _record_file(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "run.json"
+
+
+def _run_record(trainer: L.Trainer) -> dict[str, Any]:
+    file = _record_file(trainer)
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _identity(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    backbone, model = getattr(pl_module, "backbone", None), getattr(pl_module, "model", None)
+    report = getattr(datamodule, "report", dict)()
+    return {
+        "method": getattr(pl_module, "method", type(pl_module).__name__),
+        "seed": getattr(pl_module, "seed", None),
+        "base": getattr(backbone, "pretrained", None),
+        "base_revision": getattr(getattr(getattr(model, "network", None), "config", None), "_commit_hash", None),
+        "base_fingerprint": getattr(model, "base_fingerprint", None),
+        "data_fingerprint": getattr(datamodule, "fingerprint", None),
+        "data": report,
+        "labels": sum(report.get(key) or 0 for key in ("n_train", "n_val")) or None,
+        "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+    }
+
+
+def _environment() -> dict[str, Any]:
+    versions = {name: version(name) for name in _PACKAGES}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    hardware = {"device": device, "threads": torch.get_num_threads(), "python": platform.python_version()}
+    return {"versions": versions, "hardware": hardware, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of the code, where the package runs from a git checkout."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None  # installed as a package: the version says which code ran
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

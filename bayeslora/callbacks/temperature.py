@@ -1,0 +1,132 @@
+"""Temperature scaling: one scalar, fitted on the validation questions, on top of any method."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import move_data_to_device
+from torch import Tensor
+
+from bayeslora.errors import UsageError
+from bayeslora.files import write_json
+from bayeslora.lightning_modules.prediction import LogitsFn, PredictionPath, prediction_path
+from bayeslora.types import Predictive
+
+OWNER = "Temperature"
+
+
+class Temperature(L.Callback):
+    r"""Divides every member's logits by one temperature T (Guo et al., 2017).
+
+    T minimises the negative log-likelihood of the validation questions under the averaged probabilities,
+    :math:`-\sum_i \log \sum_s w_s\, \mathrm{softmax}(f_s(x_i) / T)_{y_i}`, by LBFGS on log T. It is fitted once for
+    each set of weights and method, when they are first tested, and kept in ``posterior/temperature.json``.
+
+    Args:
+        max_iter: Most LBFGS iterations.
+        logits_fn: For modules that are not of this package: ``(module, batch)`` to logits ``[B, C]``.
+        label_fn: For batches that are not of this package: batch to labels ``[B]``.
+    """
+
+    def __init__(self, max_iter: int = 100, logits_fn: LogitsFn | None = None, label_fn: Any = None) -> None:
+        self.max_iter, self.logits_fn = max_iter, logits_fn
+        self.label_fn = label_fn or (lambda batch: batch.label)
+        self.temperature: float | None = None
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take a place on the prediction path; the fit waits until every posterior has taken its own."""
+        self.temperature = None
+        prediction_path(pl_module, self.logits_fn).append(OWNER, self._apply)
+
+    def on_test_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Before the first batch, find the temperature."""
+        if self.temperature is None:
+            self.temperature = self._find(trainer, pl_module)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the prediction path."""
+        prediction_path(pl_module, self.logits_fn).release(OWNER)
+
+    on_predict_start, on_predict_batch_start, on_predict_end = on_test_start, on_test_batch_start, on_test_end
+
+    def _apply(self, predictive: Predictive) -> Predictive:
+        if self.temperature is None:
+            raise RuntimeError("the temperature is applied before it was fitted")
+        return predictive.tempered(self.temperature)
+
+    def _find(self, trainer: L.Trainer, pl_module: L.LightningModule) -> float:
+        """The temperature kept for these validation predictions, or a new fit."""
+        path = prediction_path(pl_module, self.logits_fn)
+        predictives, labels = self._validation(trainer, pl_module, path)
+        key = _digest(predictives, labels)
+        file = Path(trainer.default_root_dir) / "posterior" / "temperature.json"
+        if file.exists() and (kept := json.loads(file.read_text())).get("predictions") == key:
+            return float(kept["temperature"])
+        temperature = fit_temperature(predictives, labels, self.max_iter)
+        before, after = (_mean_nll(predictives, labels, torch.tensor(t)).item() for t in (1.0, temperature))
+        record = {"temperature": temperature, "n": len(torch.cat(labels)), "nll_before": before, "nll_after": after}
+        if trainer.is_global_zero:
+            write_json(file, {**record, "predictions": key})
+        return temperature
+
+    def _validation(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, path: PredictionPath
+    ) -> tuple[list[Predictive], list[Tensor]]:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        loader = datamodule.val_dataloader() if datamodule is not None else pl_module.val_dataloader()
+        predictives, labels = [], []
+        with torch.no_grad():
+            for batch in loader:
+                batch = move_data_to_device(batch, pl_module.device)
+                predictives.append(path.untransformed(batch))
+                labels.append(self.label_fn(batch))
+        if not labels:
+            raise UsageError("Temperature has no validation questions to fit on; give the data a validation split")
+        return predictives, labels
+
+
+def fit_temperature(predictives: list[Predictive], labels: list[Tensor], max_iter: int = 100) -> float:
+    """The T that minimises the mean negative log-likelihood, by LBFGS on log T from T = 1.
+
+    Args:
+        predictives: Predictions of the validation questions, batch by batch.
+        labels: Their labels ``[B]``.
+        max_iter: Most LBFGS iterations.
+
+    Raises:
+        UsageError: the likelihood has no optimum (every question right, or all probabilities equal).
+    """
+    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_temperature], max_iter=max_iter, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = _mean_nll(predictives, labels, log_temperature.exp())
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    temperature = log_temperature.exp().item()
+    if not 1e-3 < temperature < 1e3:
+        raise UsageError(f"the temperature runs away to {temperature:.3g}: the validation questions have no optimum")
+    return temperature
+
+
+def _mean_nll(predictives: list[Predictive], labels: list[Tensor], temperature: Tensor) -> Tensor:
+    losses = [p.tempered(temperature).nll(y).cpu() for p, y in zip(predictives, labels, strict=True)]
+    return torch.cat(losses).mean()
+
+
+def _digest(predictives: list[Predictive], labels: list[Tensor]) -> str:
+    """Tells one set of validation predictions from another."""
+    digest = hashlib.sha256()
+    for predictive, label in zip(predictives, labels, strict=True):
+        digest.update(predictive.log_mean.detach().float().cpu().numpy().tobytes())
+        digest.update(label.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

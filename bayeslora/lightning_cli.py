@@ -1,0 +1,264 @@
+"""LightningCLI with this package's defaults: run folder, checkpoints, precedence of configurations."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import bayeslora.callbacks
+import bayeslora.datamodules
+import bayeslora.lightning_modules  # noqa: F401  their classes can be named without a path
+from bayeslora.callbacks.predictions import Predictions
+from bayeslora.callbacks.report import Report
+from bayeslora.callbacks.run_folder import AtomicCheckpointIO, RunFolder, refuse_second_fit
+from bayeslora.errors import UsageError
+from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
+
+_LINKS = {
+    "model.init_args.backbone.pretrained": "data.init_args.tokenizer",
+    "model.init_args.backbone.readout": "data.init_args.readout",
+}
+
+
+def run(args: list[str]) -> int:
+    """Run ``fit``, ``test``, ``validate`` or ``predict`` with the given arguments; returns the exit status."""
+    _quiet()
+    with _checkpoint_config(args) as extended, _one_line_errors():
+        CommandLine(
+            model_class=MultipleChoiceModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=SaveStageConfig,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+            trainer_defaults={
+                "default_root_dir": "runs/default",
+                "inference_mode": False,
+                "use_distributed_sampler": False,
+            },
+            parser_kwargs={"exit_on_error": False},
+            args=extended,
+        )
+    return 0
+
+
+class SaveStageConfig(SaveConfigCallback):
+    """Saves the configuration as ``<stage>-config.yaml`` in the run folder."""
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Write the file; the run folder's own check has passed by now."""
+        file = Path(trainer.default_root_dir) / f"{stage}-config.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, str(file), skip_none=False, overwrite=True, multifile=False)
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI whose run folder, checkpoints and links are this package's."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the run folder, and link what model, data and seed share."""
+        parser.add_argument("--overwrite", type=bool, default=False, help="Start over in a folder that holds a run.")
+        parser.add_argument(
+            "--save_every_n_steps",
+            type=int | None,
+            default=None,
+            help="Write checkpoints/last.ckpt every so many optimiser steps instead of every epoch.",
+        )
+        for source, target in _LINKS.items():
+            parser.link_arguments(source, target)
+        parser.link_arguments("seed_everything", "model.init_args.seed")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint's hyper-parameters come before files and options, see ``_checkpoint_config``: nothing to do."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what cannot run before anything is loaded."""
+        config = self.config[self.subcommand]
+        self._root = Path(config.trainer.default_root_dir)
+        if self.subcommand == "fit":
+            refuse_second_fit(self._root, config.ckpt_path is not None, config.overwrite)
+            self._checkpoint = _resolve(config.ckpt_path, self._root) if config.ckpt_path else None
+            return
+        stage_folder = self._root / self.subcommand
+        if self.subcommand in ("test", "predict") and stage_folder.exists() and not config.overwrite:
+            raise UsageError(f"{stage_folder} already holds results; add --overwrite true, or give another run folder")
+        self._checkpoint = self._checkpoint_to_test(config)
+
+    def _checkpoint_to_test(self, config: Any) -> str | None:
+        adapter = config.model.init_args.backbone.adapter
+        if config.ckpt_path == BASE or (config.ckpt_path is None and adapter):
+            return None
+        checkpoint = _resolve(config.ckpt_path or "last", self._root)
+        print(f"weights: {checkpoint}")
+        return checkpoint
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, model and data; tell the model if the bare base is wanted."""
+        super().instantiate_classes()
+        self.model.base_only = self.config[self.subcommand].ckpt_path == BASE
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with the run folder's callbacks, a logger in it, and bf16-mixed on a GPU."""
+        config = self.config_init[self.subcommand]
+        callbacks = [RunFolder(config.overwrite), *_stage_callbacks(self.subcommand, self._root, config)]
+        trainer = {"callbacks": [*(config.trainer.callbacks or []), *callbacks]}
+        trainer["plugins"] = [*_as_list(config.trainer.plugins), AtomicCheckpointIO()]
+        if config.trainer.logger in (None, True):
+            trainer["logger"] = CSVLogger(self._root, name="logs", version=_log_folder(self._root, self.subcommand))
+        if config.trainer.precision is None and _on_gpu(config.trainer.accelerator):
+            trainer["precision"] = "bf16-mixed"
+        return super().instantiate_trainer(**kwargs, **trainer)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self._checkpoint}
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps the newest state as ``last.ckpt``: every epoch or every so many steps, and when training ends."""
+
+    def __init__(self, folder: Path, every_n_train_steps: int | None = None) -> None:
+        super().__init__(
+            folder,
+            filename="last",
+            every_n_train_steps=every_n_train_steps,
+            enable_version_counter=False,
+            save_on_train_epoch_end=None if every_n_train_steps else True,
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Save what the last period left unsaved."""
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def _stage_callbacks(stage: str, root: Path, config: Any) -> list[Callback]:
+    if stage == "fit":
+        folder = root / "checkpoints"
+        best = ModelCheckpoint(folder, filename="best", monitor="val/nll", mode="min", enable_version_counter=False)
+        return [best, LastCheckpoint(folder, config.save_every_n_steps)]
+    if stage == "test":
+        return [Predictions(overwrite=config.overwrite), Report()]
+    return [Predictions(overwrite=config.overwrite)] if stage == "predict" else []
+
+
+def _resolve(checkpoint: str, root: Path) -> str:
+    """The file of ``last``, ``best`` or a path, checked to be whole."""
+    path = root / "checkpoints" / f"{checkpoint}.ckpt" if checkpoint in ("last", "best") else Path(checkpoint)
+    if not path.is_file():
+        raise UsageError(
+            f"there is no checkpoint {path}; run `bayeslora fit` into {root} first, or give --ckpt_path FILE, "
+            "--ckpt_path base (the untrained base) or --model.backbone.adapter DIR (a peft adapter)"
+        )
+    _load(path)
+    return str(path)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except Exception as error:  # torch raises half a dozen types here, all of which mean the same to a user
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{path} is damaged or no checkpoint of this package: {reason}") from error
+
+
+@contextmanager
+def _checkpoint_config(args: list[str]) -> Iterator[list[str]]:
+    """Put a checkpoint's own configuration in front of the others, where everything given later beats it.
+
+    Lightning would let the checkpoint beat the command line. Without any ``-c``, all of the run's configuration is
+    taken (``fit-config.yaml``); with one, the checkpoint's model alone.
+    """
+    path = _option(args, "--ckpt_path")
+    if path is None or not Path(path).is_file():
+        yield args
+        return
+    saved = Path(path).resolve().parent.parent / "fit-config.yaml"
+    given = any(arg in ("-c", "--config") or arg.startswith("--config=") for arg in args)
+    if not given and saved.exists():
+        config = yaml.safe_load(saved.read_text())
+        config = {key: config[key] for key in ("seed_everything", "trainer", "model", "data")}
+    else:
+        config = _model_config(_load(Path(path)).get("hyper_parameters", {}))
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(config, file)
+        file.flush()
+        yield [args[0], "-c", file.name, *args[1:]]
+
+
+def _model_config(hparams: dict[str, Any]) -> dict[str, Any]:
+    class_path = hparams.get("_class_path")
+    if class_path is None:
+        return {}
+    linked = {"seed", "_class_path", "_instantiator"}
+    return {"model": {"class_path": class_path, "init_args": {k: v for k, v in hparams.items() if k not in linked}}}
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Parser errors and Lightning's refusals as this package's own kind."""
+    from jsonargparse import ArgumentError
+
+    try:
+        yield
+    except ArgumentError as error:
+        raise UsageError(_condense(str(error))) from error
+    except MisconfigurationException as error:
+        raise UsageError(_condense(str(error))) from error
+
+
+def _condense(message: str) -> str:
+    """One line of a message that jsonargparse spreads over many."""
+    return " ".join(message.split())
+
+
+def _option(args: list[str], name: str) -> str | None:
+    for index, arg in enumerate(args):
+        if arg == name and index + 1 < len(args):
+            return args[index + 1]
+        if arg.startswith(f"{name}="):
+            return arg.partition("=")[2]
+    return None
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _log_folder(root: Path, stage: str) -> str:
+    """A folder of its own for every run of a stage: Lightning's CSV logger empties the one it is given."""
+    taken = 1
+    name = stage
+    while (root / "logs" / name).exists():
+        taken += 1
+        name = f"{stage}-{taken}"
+    return name
+
+
+def _on_gpu(accelerator: Any) -> bool:
+    return torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
+
+
+def _quiet() -> None:
+    """Leave the terminal to the run: no loading bars and advertisements of the libraries."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

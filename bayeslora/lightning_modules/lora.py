@@ -1,0 +1,86 @@
+"""Plain LoRA fine-tuning: maximum likelihood, maximum a posteriori, and MC dropout at test time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bayeslora.errors import UsageError
+from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
+from bayeslora.models.loading import Backbone, LoRA
+from bayeslora.models.noise import stream
+from bayeslora.types import AnswerBatch, Predictive, Samples
+
+
+class LoRAModule(MultipleChoiceModule):
+    r"""LoRA fine-tuning (Hu et al., 2021) by maximum likelihood or maximum a posteriori.
+
+    The loss of a batch b is
+
+    .. math:: L = \frac{1}{|b|} \sum_{i \in b} -\log p(y_i \mid x_i, \theta) + \frac{\|\theta\|^2}{2 \sigma^2 N}
+
+    whose second term is a prior N(0, sigma^2) on every trainable parameter, present if ``prior_std`` is given; N is
+    the number of training questions. Its gradient passes through Adam's preconditioner. ``weight_decay`` does not: it
+    shrinks all weights at the same rate, is no Gaussian prior, and hardly acts at LoRA's usual learning rates.
+
+    With ``samples`` above zero and ``lora.dropout`` above zero, prediction averages that many dropout draws in one pass
+    (MC dropout, Gal & Ghahramani 2016). A draw is one mask per question, site and token position, the same in any batch.
+
+    Args:
+        backbone: The frozen base model.
+        lora: The trained low-rank update.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Decoupled weight decay of AdamW.
+        warmup: Fraction of all steps over which the learning rate rises from zero.
+        prior_std: Standard deviation sigma of the Gaussian prior in the loss; None for maximum likelihood.
+        samples: Number of dropout draws at test time; 0 predicts with the weights alone.
+        support: What the loss normalises over; None takes what the data's protocol asks for.
+        chunk: How many samples to predict in one pass; None fits them to memory.
+        seed: Seeds initial weights and training noise.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | None = None,
+        lora: LoRA | None = None,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        warmup: float = 0.06,
+        prior_std: float | None = None,
+        samples: int = 0,
+        support: str | None = None,
+        chunk: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, lora, learning_rate, weight_decay, warmup, support, chunk, seed)
+        if prior_std is not None and prior_std <= 0:
+            raise UsageError(f"prior_std is {prior_std}; allowed: above 0, or none for maximum likelihood")
+        if samples < 0 or (samples > 0 and self.lora.dropout == 0):
+            raise UsageError(f"samples is {samples} with lora.dropout {self.lora.dropout}; MC dropout needs both above 0")
+        self.prior_std, self.samples = prior_std, samples
+
+    @property
+    def method(self) -> str:
+        """What a table calls this method."""
+        if self.base_only:
+            return BASE
+        name = "mle" if self.prior_std is None and self.weight_decay == 0 else "map"
+        return name if self.samples == 0 else f"mc_dropout_{self.samples}"
+
+    def loss(self, batch: AnswerBatch) -> Tensor:
+        """Negative log-likelihood plus the prior's share of it."""
+        loss = super().loss(batch)
+        if self.prior_std is None:
+            return loss
+        square = torch.stack([p.float().square().sum() for p in self.trainable().values()]).sum()
+        return loss + square / (2 * self.prior_std**2 * self._training_size)
+
+    @property
+    def _training_size(self) -> int:
+        return len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+
+    def predictive(self, batch: AnswerBatch) -> Predictive:
+        """The current weights, under ``samples`` draws of dropout if asked for."""
+        if self.samples == 0:
+            return super().predictive(batch)
+        return self.sampled(batch, Samples(draws=torch.arange(self.samples), seed=stream(self.seed, "test")))

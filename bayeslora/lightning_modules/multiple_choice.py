@@ -1,0 +1,249 @@
+"""What every LightningModule of the package shares: the model, the prediction path, the optimiser, the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from bayeslora.errors import RunError, UsageError
+from bayeslora.lightning_modules.prediction import PredictionPath
+from bayeslora.models.answer_model import AnswerModel
+from bayeslora.models.loading import Backbone, LoRA, config_of, load_answer_model
+from bayeslora.models.noise import stream
+from bayeslora.types import AnswerBatch, AnswerOutput, Predictive, Samples
+
+SUPPORTS = ("options", "full_vocab")
+BASE = "base"
+
+
+class MultipleChoiceModule(L.LightningModule):
+    """Fine-tunes LoRA on multiple-choice questions and predicts them; methods change the loss or the samples.
+
+    Args:
+        backbone: The frozen base model.
+        lora: The trained low-rank update.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Decoupled weight decay of AdamW: each step shrinks the weights by ``learning_rate * weight_decay``.
+        warmup: Fraction of all steps over which the rate rises from zero; it then falls linearly to zero.
+        support: What the loss normalises over: the ``options``' labels, or the ``full_vocab``. None takes what the
+            data's protocol asks for.
+        chunk: How many samples to predict in one pass; None fits them to memory.
+        seed: Seeds initial weights and training noise.
+    """
+
+    base_only = False  # answer with the bare base, adapters off
+
+    def __init__(
+        self,
+        backbone: Backbone | None = None,
+        lora: LoRA | None = None,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        warmup: float = 0.06,
+        support: str | None = None,
+        chunk: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.lora = config_of(Backbone, backbone), config_of(LoRA, lora)
+        _require(0 <= warmup <= 1, f"warmup is {warmup}; allowed: a fraction of all steps, 0 to 1")
+        _require(learning_rate > 0, f"learning_rate is {learning_rate}; allowed: above 0")
+        _require(support in (None, *SUPPORTS), f"support is {support!r}; allowed: {', '.join(SUPPORTS)}")
+        self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
+        self.support, self.chunk, self.seed = support, chunk, seed
+        self.save_hyperparameters()
+        for name, value in self.hparams.items():  # checkpoints load with weights_only: plain types alone
+            if is_dataclass(value) and not isinstance(value, type):
+                self.hparams[name] = asdict(value)
+        self.strict_loading = False  # checkpoints hold trainable parameters only; _check_parameters is the strict part
+        self.model: AnswerModel = None  # type: ignore[assignment]  # until configure_model
+        self.prediction = PredictionPath(self.predictive)
+        self.val_nll, self.val_accuracy = MeanMetric(), MeanMetric()
+        self._micro_step = 0
+
+    # --- the model -----------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load the base and put LoRA on it, once.
+
+        Raises:
+            UsageError: a strategy that shards weights.
+        """
+        if self.model is not None:
+            return
+        device = torch.device("cpu")
+        if self._trainer is not None:
+            strategy = type(self.trainer.strategy).__name__
+            _require(
+                not any(kind in strategy for kind in ("FSDP", "DeepSpeed", "ModelParallel")),
+                f"strategy {strategy} shards the weights; allowed: a single device or ddp (a 4-bit 7B model needs 6 GB)",
+            )
+            device = self.trainer.strategy.root_device
+        self.model = load_answer_model(self.backbone, self.lora, self.seed, device)
+        if self.base_only:
+            self.model.network.base_model.disable_adapter_layers()  # type: ignore[operator, union-attr]
+
+    @property
+    def method(self) -> str:
+        """What a table calls this method."""
+        return BASE if self.base_only else type(self).__name__.removesuffix("Module").lower()
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The trainable parameters by the names a posterior knows them by."""
+        return self.model.trainable()
+
+    # --- prediction ----------------------------------------------------------------------------------------------
+
+    def answer_logits(self, batch: AnswerBatch, samples: Samples | None = None) -> Tensor:
+        """Logits ``[S, B, C]`` of S samples; ``[1, B, C]`` of the current weights where none are given."""
+        logits = self._answers(batch, samples).logits
+        return logits[None] if samples is None else logits
+
+    def predictive(self, batch: AnswerBatch) -> Predictive:
+        """What this module predicts without a posterior callback: the current weights."""
+        return self.sampled(batch, None)
+
+    def sampled(self, batch: AnswerBatch, samples: Samples | None) -> Predictive:
+        """The prediction of S samples as equally weighted members; their log-sum-exp is kept for label tokens."""
+        vocabulary = "logsumexp" if self.backbone.readout == "label_token" else "none"
+        output = self._answers(batch, samples, vocabulary)
+        logits, logsumexp = output.logits, output.logsumexp
+        if samples is None:
+            logits, logsumexp = logits[None], None if logsumexp is None else logsumexp[None]
+        _stop_at_nan(logits.masked_fill(~batch.answer_mask, 0.0), batch, "a logit")
+        return Predictive.from_logits(logits, logsumexp)
+
+    def _answers(self, batch: AnswerBatch, samples: Samples | None, vocabulary: Any = "none") -> AnswerOutput:
+        return self.model(batch, samples, vocabulary, self.chunk)
+
+    def test_step(self, batch: AnswerBatch, batch_idx: int, dataloader_idx: int = 0) -> Predictive:
+        """The prediction path's answer, for callbacks to read."""
+        return self.prediction(batch)
+
+    def predict_step(self, batch: AnswerBatch, batch_idx: int, dataloader_idx: int = 0) -> Predictive:
+        """The prediction path's answer, for callbacks to read."""
+        return self.prediction(batch)
+
+    def validation_step(self, batch: AnswerBatch, batch_idx: int) -> None:
+        """Negative log-likelihood and accuracy of the current weights on the validation questions."""
+        predictive = self.sampled(batch, None)
+        self.val_nll.update(predictive.nll(batch.label).float())
+        self.val_accuracy.update((predictive.probs.argmax(-1) == batch.label).float())
+        self.log("val/nll", self.val_nll, prog_bar=True)
+        self.log("val/accuracy", self.val_accuracy, prog_bar=True)
+
+    # --- training ------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Put the model in train mode, which Hugging Face models are not in by default."""
+        self.model.train()
+        if self.support is None:
+            self.support = getattr(self.trainer.datamodule, "support", None) or "options"  # type: ignore[attr-defined]
+
+    def training_noise(self) -> Samples:
+        """One draw of noise that belongs to this micro-batch of this run."""
+        return Samples(draws=torch.tensor([self._micro_step]), seed=stream(self.seed, "train"))
+
+    def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
+        """The loss of one micro-batch."""
+        loss = self.loss(batch)
+        _stop_at_nan(loss, batch, f"the loss at step {self.global_step}")
+        self._micro_step += 1
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def loss(self, batch: AnswerBatch) -> Tensor:
+        """The loss to minimise: the negative log-likelihood, and what a method adds to it."""
+        return self.nll(batch, self.training_noise())
+
+    def nll(self, batch: AnswerBatch, samples: Samples) -> Tensor:
+        """Mean negative log-likelihood of the labels under one sample, over the support of the loss."""
+        if self.support == "full_vocab":
+            output = self._answers(batch, samples, "logsumexp")
+            chosen = output.logits[0].gather(-1, batch.label[:, None]).squeeze(-1)
+            return (output.logsumexp[0] - chosen).mean()  # type: ignore[index]
+        return torch.nn.functional.cross_entropy(self._answers(batch, samples).logits[0], batch.label)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with linear warm-up and linear decay to zero, stepped every optimiser step."""
+        parameters = list(self.trainable().values())
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_decay(step, self.warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:
+        """The trainable parameters under their plain names; never the base."""
+        return {prefix + name: parameter.detach() for name, parameter in self.trainable().items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what the parameters belong to, and where the noise stands."""
+        checkpoint["bayeslora"] = {"base": self.model.base_fingerprint, "micro_step": self._micro_step}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint fits this model, parameter by parameter.
+
+        Raises:
+            UsageError: another base, another rank, a missing or unexpected parameter.
+        """
+        own = checkpoint.get("bayeslora")
+        _require(own is not None, "this checkpoint was not written by bayeslora; allowed: checkpoints of this package")
+        base = self.model.base_fingerprint
+        _require(
+            own["base"] == base,
+            f"the checkpoint was trained on another base (fingerprint {own['base']}) than {self.backbone.pretrained} "
+            f"({base}); give backbone.pretrained the base it was trained on",
+        )
+        _check_parameters(checkpoint["state_dict"], self.trainable())
+        self._micro_step = own["micro_step"]
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load trainable parameters by their plain names."""
+        trainable = self.trainable()
+        _check_parameters(state_dict, trainable)
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(state_dict[name])
+        return torch.nn.modules.module._IncompatibleKeys([], [])
+
+
+def warmup_decay(step: int, warmup: float, total: int) -> float:
+    """Factor on the peak learning rate at ``step`` of ``total``: up over ``warmup * total`` steps, down to zero after."""
+    rising = max(1, round(warmup * total)) if warmup > 0 else 0
+    if step < rising:
+        return step / rising
+    return max(0.0, (total - step) / max(1, total - rising))
+
+
+def _check_parameters(found: Any, wanted: dict[str, torch.nn.Parameter]) -> None:
+    missing = [name for name in wanted if name not in found]
+    unexpected = [name for name in found if name not in wanted]
+    _require(
+        not missing and not unexpected,
+        f"the checkpoint does not fit: {len(missing)} parameters missing ({missing[:1]}), {len(unexpected)} unexpected "
+        f"({unexpected[:1]}); give lora.target_modules and readout as they were in training",
+    )
+    for name, parameter in wanted.items():
+        _require(
+            found[name].shape == parameter.shape,
+            f"the checkpoint's {name} has shape {list(found[name].shape)}, this model's {list(parameter.shape)}; "
+            "give lora.r as it was in training",
+        )
+
+
+def _stop_at_nan(value: Tensor, batch: AnswerBatch, what: str) -> None:
+    if not torch.isfinite(value).all():
+        ids = batch.example_id.tolist()
+        raise RunError(f"{what} is not finite on dataset {batch.dataset}, rows {ids}; lower the learning rate or dtype")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)

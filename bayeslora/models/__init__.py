@@ -1,0 +1,1 @@
+"""From a pretrained network to answer logits: loading, LoRA sites, noise, fan-out, read-out."""

@@ -1,0 +1,141 @@
+"""Posteriors on disk: a plain peft adapter of the mean, and what is Bayesian beside it.
+
+A posterior's folder holds ``adapter_model.safetensors`` and ``adapter_config.json``, which plain peft loads,
+``posterior.safetensors`` with the remaining tensors of its state, and ``posterior.json`` with the family, the schema,
+the base's fingerprint and the state's plain values. A mixture holds its components in ``000/``, ``001/``, ...
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bayeslora.errors import UsageError
+from bayeslora.files import replacing_folder
+from bayeslora.types import Posterior
+
+SCHEMA = 1
+FAMILIES = {
+    "point": "bayeslora.posteriors.point:Point",
+    "mixture": "bayeslora.posteriors.mixture:Mixture",
+}
+_ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_TENSORS, _RECORD = "posterior.safetensors", "posterior.json"
+_MEAN = "mean/"
+
+
+def state_of(kind: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Entries ``kind/name`` of a flat state from a mapping of names to tensors."""
+    return {f"{kind}/{name}": tensor for name, tensor in parameters.items()}
+
+
+def parameters_of(kind: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The inverse of :func:`state_of`: the entries under ``kind/``."""
+    prefix = f"{kind}/"
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def save_posterior(
+    posterior: Posterior, directory: Path | str, adapter_config: Mapping[str, Any] | None = None, base: str = ""
+) -> None:
+    """Write a posterior; what was in the folder is replaced once the new one is complete.
+
+    Args:
+        posterior: The posterior.
+        directory: Its folder.
+        adapter_config: peft's configuration as a dict; None for parameters that are not peft's.
+        base: Fingerprint of the base model the parameters belong to.
+    """
+    with replacing_folder(directory) as folder:
+        _write(posterior, folder, adapter_config, base)
+
+
+def load_posterior(directory: Path | str, base: str | None = None) -> Posterior:
+    """Read a posterior back, bit for bit.
+
+    Args:
+        directory: Folder that :func:`save_posterior` wrote.
+        base: Fingerprint of the base it will be used with; None does not check.
+
+    Raises:
+        UsageError: no posterior there, one that is damaged, of an unknown family, or of another base.
+    """
+    folder = Path(directory)
+    record = _record(folder)
+    if base is not None and record["base"] != base:
+        raise UsageError(f"{folder} belongs to another base (fingerprint {record['base']}, given {base})")
+    module, _, name = FAMILIES[record["family"]].partition(":")
+    family = getattr(import_module(module), name)
+    state = {**record["values"], **_tensors(folder / _TENSORS)}
+    if (folder / _ADAPTER).exists():
+        state |= state_of("mean", _tensors(folder / _ADAPTER))
+    if record["components"]:
+        parts = [load_posterior(folder / part, base) for part in record["components"]]
+        return family.from_components(parts, state)
+    return family.from_state_dict(state)
+
+
+def _write(posterior: Posterior, folder: Path, adapter_config: Mapping[str, Any] | None, base: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    components = getattr(posterior, "components", [])
+    names = [f"{index:03d}" for index in range(len(components))]
+    for name, component in zip(names, components, strict=True):
+        _write(component, folder / name, adapter_config, base)
+    state = posterior.state_dict()
+    tensors = {key: value.contiguous() for key, value in state.items() if isinstance(value, Tensor)}
+    values = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+    if adapter_config is not None and not components:
+        mean = {key.removeprefix(_MEAN): tensors.pop(key) for key in list(tensors) if key.startswith(_MEAN)}
+        save_file(mean, folder / _ADAPTER, metadata={"format": "pt"})
+        (folder / _CONFIG).write_text(json.dumps(dict(adapter_config), indent=2, sort_keys=True, default=_plain) + "\n")
+    save_file(tensors, folder / _TENSORS)
+    record = {"schema": SCHEMA, "family": posterior.family, "base": base, "components": names, "values": values}
+    (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _plain(value: object) -> object:
+    """peft's configurations hold sets and enums."""
+    return sorted(value) if isinstance(value, set | frozenset) else str(getattr(value, "value", value))
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    if not (folder / _RECORD).exists():
+        raise UsageError(f"{folder} holds no posterior ({_RECORD} is missing); give the posterior/ folder of a run")
+    try:
+        record = json.loads((folder / _RECORD).read_text())
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{folder / _RECORD} is damaged: {error}") from error
+    if record.get("schema") != SCHEMA or record.get("family") not in FAMILIES:
+        given = f"schema {record.get('schema')}, family {record.get('family')}"
+        raise UsageError(f"{folder} has {given}; allowed: schema {SCHEMA}, families {', '.join(FAMILIES)}")
+    return record
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{file} is damaged or missing: {error}") from error
+
+
+def check_same_parameters(given: Mapping[str, Tensor], wanted: Mapping[str, torch.Tensor], what: str) -> None:
+    """Refuse parameters of other names or shapes.
+
+    Raises:
+        UsageError: naming the first difference.
+    """
+    for name in [*wanted, *given]:
+        if name not in given or name not in wanted:
+            side = "lacks" if name not in given else "has an unknown"
+            raise UsageError(f"{what} {side} parameter {name}; it was made for another model or other LoRA targets")
+        if given[name].shape != wanted[name].shape:
+            shapes = f"{list(given[name].shape)}, the model's is {list(wanted[name].shape)}"
+            raise UsageError(f"{what}'s {name} has shape {shapes}; give lora.r as it was in training")

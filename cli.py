@@ -1,0 +1,2 @@
+from bayeslora.cli import main
+raise SystemExit(main())

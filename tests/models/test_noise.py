@@ -1,0 +1,62 @@
+"""Keyed noise: uniform, independent, and the same whatever batch or padding it meets."""
+
+import torch
+
+from bayeslora.models.noise import generator, positions_from_last, row_keys, stream, uniform
+from bayeslora.types import Samples
+from tests.conftest import label_token_batch
+
+
+def _noise(lengths, draws=(0,), seed=1, extra_padding=0, site=3, channels=32):
+    batch = label_token_batch(lengths, [4] * len(lengths), extra_padding=extra_padding)
+    samples = Samples(draws=torch.tensor(draws), seed=seed)
+    positions = positions_from_last(batch.attention_mask).repeat(len(draws), 1)
+    return uniform(row_keys(batch, samples), positions, site, channels)
+
+
+def test_noise_is_uniform_and_uncorrelated() -> None:
+    noise = _noise([40] * 50, draws=range(4), channels=64)
+    n = noise.numel()
+    assert abs(noise.mean() - 0.5) < 5 / (12 * n) ** 0.5
+    assert abs(noise.var() - 1 / 12) < 5 * (1 / 180 / n) ** 0.5
+    counts = torch.histc(noise, 64, 0, 1)
+    chi2 = ((counts - n / 64) ** 2 / (n / 64)).sum()
+    assert chi2 < 63 + 5 * (2 * 63) ** 0.5
+    for axis in range(3):  # neighbours along rows, positions and channels
+        a, b = noise.narrow(axis, 0, noise.shape[axis] - 1), noise.narrow(axis, 1, noise.shape[axis] - 1)
+        assert abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) < 5 / n**0.5
+
+
+def test_noise_differs_between_sites_draws_seeds_and_examples() -> None:
+    base = _noise([10, 10])
+    others = [_noise([10, 10], draws=(1,)), _noise([10, 10], seed=2), _noise([10, 10], site=4), base.flip(0)]
+    for other in others:
+        assert (base == other).float().mean() < 0.01
+
+
+def test_padding_and_batch_do_not_change_a_rows_noise() -> None:
+    alone, padded, together = _noise([9]), _noise([9], extra_padding=5), _noise([9, 20])
+    assert torch.equal(alone[0], padded[0, 5:])
+    assert torch.equal(alone[0], together[0, 11:])
+
+
+def test_a_sample_keeps_its_noise_in_any_chunk() -> None:
+    assert torch.equal(_noise([7, 5], draws=(0, 1, 2))[2:4], _noise([7, 5], draws=(1,)))
+
+
+def test_positions_count_back_from_the_last_real_token() -> None:
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
+    assert positions_from_last(mask)[0, 2:].tolist() == [3, 2, 1]
+    assert positions_from_last(mask)[1, :3].tolist() == [3, 2, 1]
+
+
+def test_streams_have_no_arithmetic_collisions() -> None:
+    seeds = {stream(run, member, kind) for run in range(20) for member in range(20) for kind in ("init", "data")}
+    assert len(seeds) == 800
+    assert torch.equal(torch.rand(3, generator=generator(1, "x")), torch.rand(3, generator=generator(1, "x")))
+
+
+def test_global_random_state_is_left_alone() -> None:
+    before = torch.random.get_rng_state()
+    _noise([9, 20], draws=(0, 1))
+    assert torch.equal(before, torch.random.get_rng_state())
