@@ -56,7 +56,8 @@ class AnswerLoader:
         num_workers: int = 0,
         resume: tuple[int, int] | None = None,
     ) -> None:
-        self.dataset, self.sampler, self.resume, self.num_workers = rows, sampler, resume, num_workers
+        self.dataset, self.resume, self.num_workers = rows, resume, num_workers
+        self.sampler = self.batch_sampler = sampler  # both names, since the trainer looks for both
         self.collate = partial(collate, dataset=dataset, padding_side=padding_side, pad_id=pad_id)
 
     def __len__(self) -> int:
@@ -78,3 +79,10 @@ class AnswerLoader:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own, or every pass would draw from the global one
         )
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing: the position is part of the DataModule's state. Having this tells the trainer we can resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Nothing, see :meth:`state_dict`."""

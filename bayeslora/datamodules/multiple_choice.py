@@ -239,7 +239,9 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         if self.trainer is None:
             return {}
         loop = self.trainer.fit_loop
-        epoch, taken = max(0, loop.epoch_progress.current.started - 1), loop.epoch_loop.batch_progress.current.processed
+        epochs: Any = loop.epoch_progress.current
+        batches: Any = loop.epoch_loop.batch_progress.current
+        epoch, taken = max(0, epochs.started - 1), batches.processed
         if taken >= loop.max_batches:
             epoch, taken = epoch + 1, 0
         return {"epoch": epoch, "position": taken, "order": self._order_depends_on()}

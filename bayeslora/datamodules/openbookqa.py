@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
@@ -16,7 +17,7 @@ class OpenBookQA(Benchmark):
     config = "main"
     name = "obqa"
     task = "obqa"
-    sizes = {"train": 4957, "validation": 500, "test": 500}
+    sizes: Mapping[str, int] = {"train": 4957, "validation": 500, "test": 500}
 
     def parse(self, row: Row, fallback_id: str) -> Question:
         """A question from a row."""

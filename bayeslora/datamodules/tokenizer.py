@@ -107,8 +107,8 @@ class LabelTokens:
             (i for i, (a, b) in enumerate(zip(body, whole, strict=False)) if a != b), min(len(body), len(whole))
         )
         raise UsageError(
-            f"label {label!r} after {(prompt + self.separator)[-12:]!r} became {self._show(whole[same:])} in place of one "
-            "token that follows the prompt's own and is the same in every prompt; use another protocol or tokenizer"
+            f"label {label!r} after {(prompt + self.separator)[-12:]!r} became {self._show(whole[same:])}; it must be one "
+            "token behind the prompt's own, the same in every prompt; use another protocol or tokenizer"
         )
 
     def _show(self, ids: Sequence[int]) -> str:

@@ -1,0 +1,21 @@
+"""Benchmarks as LightningDataModules, imported when asked for."""
+
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "ARCDataModule": "arc",
+    "JSONLDataModule": "jsonl",
+    "MultipleChoiceDataModule": "multiple_choice",
+    "OpenBookQADataModule": "openbookqa",
+    "Question": "question",
+    "SyntheticDataModule": "synthetic",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name at its first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
