@@ -1,0 +1,159 @@
+"""Reads the predictions of a run back and says what they are worth: a file of metrics, a table, and pictures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+
+from bayeslora.callbacks.predictions import FILE, Predictions
+from bayeslora.errors import UsageError
+from bayeslora.files import write_json
+from bayeslora.metrics.evaluate import FLOOR_BINS, evaluate
+from bayeslora.predictions import read_predictions
+
+_SECTIONS = (
+    ("", {
+        "n": "questions",
+        "accuracy": "accuracy",
+        "mean_confidence": "mean confidence",
+        "nll": "NLL",
+        "brier": "Brier",
+        f"ece_{FLOOR_BINS}": f"ECE ({FLOOR_BINS} bins)",
+        f"ece_{FLOOR_BINS}_floor": "  its floor",
+    }),
+    ("uncertainty (nats)", {
+        "total": "total",
+        "aleatoric": "aleatoric",
+        "epistemic": "epistemic",
+        "outside_mass": "mass outside options",
+    }),
+    ("expected under true p", {
+        "expected_accuracy": "accuracy",
+        "expected_nll": "NLL",
+        "expected_brier": "Brier",
+        "expected_calibration_gap": "|confidence - p|",
+        "kl": "KL",
+    }),
+)  # fmt: skip
+_SCORES = {
+    "one_minus_confidence": "1 - confidence",
+    "total": "total",
+    "aleatoric": "aleatoric",
+    "epistemic": "epistemic",
+}
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What a report consists of.
+
+    Attributes:
+        metrics: The content of ``metrics.json``.
+        plots: The pictures saved.
+    """
+
+    metrics: dict[str, Any]
+    plots: list[Path]
+
+
+class Report(L.Callback):
+    """After a test: ``metrics.json``, a table on the terminal, plots, and every metric to the trainer's loggers.
+
+    Everything is made from the file that :class:`Predictions` wrote, which must be among the callbacks too.
+
+    Args:
+        plots: Save the plots.
+    """
+
+    def __init__(self, plots: bool = True) -> None:
+        self.plots = plots
+        self.reported: Reported | None = None  # on rank 0, after the test
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report on the test that has ended, on rank 0.
+
+        Raises:
+            UsageError: If nothing wrote predictions.
+        """
+        files = [callback.file for callback in trainer.callbacks if isinstance(callback, Predictions)]  # type: ignore[attr-defined]
+        if not files or files[0] is None:
+            raise UsageError("Report found no predictions to read; give the trainer a Predictions callback too")
+        if not trainer.is_global_zero:
+            return
+        self.reported = report(files[0].parent, self.plots)
+        for logger in trainer.loggers:
+            logger.log_metrics(flat(self.reported.metrics), step=trainer.global_step)
+
+
+def report(directory: Path, plots: bool = True, console: Console | None = None) -> Reported:
+    """Evaluate a results folder: write ``metrics.json`` and plots beside its ``predictions.parquet``, print the table.
+
+    Args:
+        directory: A folder that holds ``predictions.parquet``.
+        plots: Save the plots.
+        console: Where the table goes; None for the terminal.
+
+    Raises:
+        UsageError: If there is no valid predictions file, or labels are missing.
+    """
+    found = read_predictions(directory / FILE)
+    metrics = evaluate(found.datasets, found.method, found.seed)
+    write_json(directory / "metrics.json", metrics)
+    console = console or Console()
+    console.print(table(metrics))
+    saved: list[Path] = []
+    if plots:
+        from bayeslora.plots import save_plots  # matplotlib takes its time to load
+
+        saved = save_plots(found.datasets, directory)
+    for path in (directory / FILE, directory / "metrics.json", *saved):
+        console.print(str(path), soft_wrap=True, highlight=False)
+    return Reported(metrics, saved)
+
+
+def table(metrics: dict[str, Any]) -> Table:
+    """The metrics of one run, a column a dataset."""
+    datasets, ood = metrics["datasets"], metrics["ood"]
+    members = "" if metrics["n_members"] in (None, 1) else f", {metrics['n_members']} members"
+    seed = "" if metrics["seed"] is None else f", seed {metrics['seed']}"
+    result = Table(title=f"{metrics['method']}{members}{seed}", title_justify="left")
+    result.add_column("")
+    for name in datasets:
+        result.add_column(name, justify="right")
+    for heading, rows in _SECTIONS:
+        present = {key: label for key, label in rows.items() if any(key in values for values in datasets.values())}
+        if heading and present:
+            result.add_section()
+            result.add_row(f"[italic]{heading}")
+        for key, label in present.items():
+            result.add_row(label, *(_cell(values.get(key)) for values in datasets.values()))
+    if ood:
+        result.add_section()
+        result.add_row(f"[italic]AUROC against {next(iter(datasets))}")
+        for score, label in _SCORES.items():
+            cells = [ood[name][score]["auroc"] if name in ood else None for name in datasets]
+            result.add_row(label, *map(_cell, cells))
+    return result
+
+
+def flat(metrics: dict[str, Any]) -> dict[str, float]:
+    """The numbers of ``metrics.json`` under one name each: ``test/<dataset>/<metric>`` and ``ood/<dataset>/...``."""
+    plain = {
+        f"test/{name}/{key}": value for name, values in metrics["datasets"].items() for key, value in values.items()
+    }
+    for name, by_score in metrics["ood"].items():
+        for score, values in by_score.items():
+            plain |= {f"ood/{name}/{score}/{key}": value for key, value in values.items()}
+    return plain
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

@@ -1,0 +1,214 @@
+"""The callback writes every question once and in order, whatever the batches, the ranks and the module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from bayeslora.callbacks.predictions import Predictions
+from bayeslora.callbacks.report import Report
+from bayeslora.errors import RunError, UsageError
+from bayeslora.metrics.answers import UNKNOWN
+from bayeslora.predictions import read_predictions
+from bayeslora.types import AnswerBatch, Predictive
+
+SIZES = {"test": 23, "ood:far": 11}
+
+
+@dataclass(frozen=True)
+class Question:
+    id: str
+    true_probs: tuple[float, ...] | None
+
+
+def logits_of(row: torch.Tensor) -> torch.Tensor:
+    """Two members' logits for three options, a function of the row alone."""
+    phase = row[:, None] * torch.tensor([1.0, 2.0, 3.0])
+    return torch.stack([torch.sin(phase), torch.cos(phase)]).masked_fill(_absent(row), -torch.inf)
+
+
+def _absent(row: torch.Tensor) -> torch.Tensor:
+    """Every third question has two options."""
+    return ((row % 3 == 0)[:, None]) & (torch.arange(3) == 2)
+
+
+def answer_batch(rows: list[int], dataset: str) -> AnswerBatch:
+    row = torch.tensor(rows)
+    width = 2 if all(r % 3 == 0 for r in rows) else 3
+    zeros = torch.zeros(len(rows), 1, dtype=torch.long)
+    mask = ~_absent(row)[:, :width]
+    return AnswerBatch(zeros, zeros, torch.arange(len(rows)), zeros[:, 0], mask.long(), mask, row % 2, row, dataset)
+
+
+class Data(L.LightningDataModule):
+    """Questions in shuffled batches; rows may be left out or repeated."""
+
+    def __init__(self, rows: dict[str, list[int]] | None = None, batch_size: int = 4) -> None:
+        super().__init__()
+        self.rows = rows or {
+            name: torch.randperm(size, generator=torch.Generator().manual_seed(0)).tolist()
+            for name, size in SIZES.items()
+        }
+        self.batch_size = batch_size
+
+    def questions(self, dataset: str) -> list[Question]:
+        probs = [(0.5, 0.5) if row % 3 == 0 else (0.2, 0.3, 0.5) for row in range(SIZES[dataset])]
+        return [Question(f"{dataset}/q{row}", probs[row] if dataset == "test" else None) for row in range(len(probs))]
+
+    def test_dataloader(self) -> list[Any]:
+        return [
+            DataLoader(rows, batch_size=self.batch_size, collate_fn=partial(answer_batch, dataset=name))
+            for name, rows in self.rows.items()
+        ]
+
+    predict_dataloader = test_dataloader
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        return batch
+
+
+class Module(L.LightningModule):
+    method, seed = "toy", 7
+
+    def __init__(self, wrap: bool = False, bad_row: int | None = None) -> None:
+        super().__init__()
+        self.wrap, self.bad_row = wrap, bad_row
+
+    def test_step(self, batch: AnswerBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        logits = logits_of(batch.example_id)[:, :, : batch.answer_mask.shape[1]].clone()
+        if self.bad_row is not None:
+            logits[:, batch.example_id == self.bad_row] = torch.nan
+        predictive = Predictive.from_logits(logits)
+        return {"predictive": predictive} if self.wrap else predictive
+
+    predict_step = test_step
+
+
+def trainer(root: Path, *callbacks: L.Callback, **kwargs: Any) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return L.Trainer(default_root_dir=root, callbacks=list(callbacks), **(quiet | kwargs))
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 4, 50])
+def test_every_question_once_and_in_order(tmp_path: Path, batch_size: int, wrap: bool) -> None:
+    trainer(tmp_path, Predictions()).test(Module(wrap), Data(batch_size=batch_size))
+    found = read_predictions(tmp_path / "test" / "predictions.parquet")
+    assert (found.method, found.seed, list(found.datasets)) == ("toy", 7, ["test", "ood:far"])
+    for name, answers in found.datasets.items():
+        rows = torch.arange(SIZES[name])
+        assert list(answers.example_id) == [f"{name}/q{row}" for row in rows.tolist()]
+        assert torch.equal(answers.label, rows % 2)
+        want = Predictive.from_logits(logits_of(rows))
+        assert torch.allclose(answers.probs, want.probs, atol=1e-15)
+        assert torch.allclose(answers.members.transpose(0, 1), want.log_probs.exp(), atol=1e-15)
+    true_probs = found.datasets["test"].true_probs
+    assert true_probs[:2].tolist() == [[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]
+    assert found.datasets["ood:far"].true_probs is None
+
+
+def test_predict_writes_a_folder_of_its_own(tmp_path: Path) -> None:
+    trainer(tmp_path, Predictions()).predict(Module(), Data(), return_predictions=False)
+    assert list(read_predictions(tmp_path / "predict" / "predictions.parquet").datasets) == ["test", "ood:far"]
+
+
+def test_results_are_not_overwritten_unless_asked(tmp_path: Path) -> None:
+    trainer(tmp_path, Predictions()).test(Module(), Data())
+    before = (tmp_path / "test" / "predictions.parquet").read_bytes()
+    with pytest.raises(UsageError, match=r"test already holds results; .* --overwrite"):
+        trainer(tmp_path, Predictions()).test(Module(bad_row=0), Data())
+    assert (tmp_path / "test" / "predictions.parquet").read_bytes() == before
+    (tmp_path / "test" / "metrics.json").write_text("of other predictions")
+    trainer(tmp_path, Predictions(overwrite=True)).test(Module(), Data())
+    assert [path.name for path in (tmp_path / "test").iterdir()] == ["predictions.parquet"]
+    trainer(tmp_path, Predictions(tmp_path / "elsewhere")).test(Module(), Data())
+    assert (tmp_path / "elsewhere" / "predictions.parquet").exists()
+
+
+def test_repeated_and_missing_questions_stop_the_run(tmp_path: Path) -> None:
+    rows = list(range(SIZES["test"]))
+    with pytest.raises(RunError, match="1 questions of test were met twice, the first is test/q5"):
+        trainer(tmp_path, Predictions()).test(Module(), Data({"test": [*rows, 5]}))
+    with pytest.raises(RunError, match="2 questions of test were never met, the first is test/q3"):
+        trainer(tmp_path, Predictions()).test(Module(), Data({"test": [row for row in rows if row not in (3, 9)]}))
+    assert not list(tmp_path.rglob("*.parquet"))
+    trainer(tmp_path, Predictions(), limit_test_batches=2).test(Module(), Data())
+    assert len(read_predictions(tmp_path / "test" / "predictions.parquet").datasets["test"]) == 8
+
+
+def test_nan_stops_the_run_and_names_the_question(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="of test are NaN, the first is test/q4"):
+        trainer(tmp_path, Predictions()).test(Module(bad_row=4), Data())
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+class Foreign(L.LightningModule):
+    """A module that has never heard of this package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(4, 3)
+
+    def test_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+
+def foreign_data() -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.randn(10, 4, generator=generator), torch.arange(10) % 3, torch.arange(10))
+
+
+def test_foreign_modules_take_two_functions(tmp_path: Path) -> None:
+    module, data = Foreign(), foreign_data()
+    callback = Predictions(logits_fn=foreign_logits, label_fn=lambda batch: batch[1], datasets=["iris"])
+    trainer(tmp_path, callback).test(module, DataLoader(data, 4))
+    found = read_predictions(tmp_path / "test" / "predictions.parquet")
+    answers = found.datasets["iris"]
+    assert found.method == "Foreign"
+    assert torch.allclose(answers.probs, module.net(data.tensors[0]).double().softmax(-1))
+    assert torch.equal(answers.label, data.tensors[1])
+    assert list(answers.example_id) == [str(row) for row in range(10)]
+    trainer(tmp_path, Predictions(tmp_path / "unlabelled", logits_fn=callback.logits_fn)).test(
+        module, DataLoader(data, 4)
+    )
+    answers = read_predictions(tmp_path / "unlabelled" / "predictions.parquet").datasets["test"]
+    assert (answers.label == UNKNOWN).all()
+
+
+def test_foreign_modules_without_functions_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="logits_fn"):
+        trainer(tmp_path, Predictions()).test(Foreign(), DataLoader(foreign_data(), 4))
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
+    """23 questions do not halve: the distributed sampler gives one to both processes."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    trainer(alone, Predictions(), Report(plots=False)).test(Module(), Data())
+    pair = trainer(together, Predictions(), Report(plots=False), strategy="ddp_spawn", devices=2)
+    pair.test(Module(), Data())
+    for name in ("predictions.parquet", "metrics.json"):
+        assert (alone / "test" / name).read_bytes() == (together / "test" / name).read_bytes()
+
+
+def test_two_processes_need_to_be_told_the_rows() -> None:
+    pair = SimpleNamespace(world_size=2, global_rank=1)
+    data, module = foreign_data(), Foreign()
+    callback = Predictions(logits_fn=foreign_logits)
+    with pytest.raises(UsageError, match="2 processes share the questions; give Predictions an id_fn"):
+        callback.on_test_batch_end(pair, module, None, data[:4], 0)
+    callback.id_fn = lambda batch: batch[2]
+    callback.on_test_batch_end(pair, module, None, data[6:], 0)
+    assert callback._batches[0].rows.tolist() == [6, 7, 8, 9]
+
+
+def foreign_logits(module: Any, batch: Any) -> torch.Tensor:
+    return module.net(batch[0])
