@@ -106,9 +106,10 @@ class LabelTokens:
         same = next(
             (i for i, (a, b) in enumerate(zip(body, whole, strict=False)) if a != b), min(len(body), len(whole))
         )
+        after = (prompt + self.separator)[-12:]
         raise UsageError(
-            f"label {label!r} after {(prompt + self.separator)[-12:]!r} became {self._show(whole[same:])}; it must be one "
-            "token behind the prompt's own, the same in every prompt; use another protocol or tokenizer"
+            f"label {label!r} after {after!r} became {self._show(whole[same:])}; it must be one token, the same behind "
+            "every prompt, and leave the prompt's own tokens as they are; use another protocol or tokenizer"
         )
 
     def _show(self, ids: Sequence[int]) -> str:

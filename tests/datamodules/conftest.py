@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-WORDS = "sun moon river stone force light heat plant animal water energy metal cloud wind ice seed".split()
+WORDS = ["sun", "moon", "river", "stone", "force", "light", "heat", "plant", "animal", "water", "energy", "metal"]
 
 
 @pytest.fixture(scope="session")
@@ -27,12 +27,9 @@ def byte_level() -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    text = [
-        f"Question: {a} {b}\nA. {a}\nB. {b}\nC. {a}\nD. {b}\nE. {b}\nAnswer: {x}"
-        for x in "ABCDE"
-        for a in WORDS
-        for b in WORDS
-    ]
+    pairs = [(a, b) for a in WORDS for b in WORDS]
+    body = "Question: {0} {1}\nA. {0}\nB. {1}\nC. {0}\nD. {1}\nE. {1}\nAnswer: {2}"
+    text = [body.format(a, b, letter) for letter in "ABCDE" for a, b in pairs]
     core.train_from_iterator(text, trainer)
     core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
