@@ -1,2 +1,3 @@
 from bayeslora.cli import main
+
 raise SystemExit(main())

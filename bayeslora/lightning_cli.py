@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,19 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-import bayeslora.callbacks
 import bayeslora.datamodules
-import bayeslora.lightning_modules  # noqa: F401  their classes can be named without a path
 from bayeslora.callbacks.predictions import Predictions
 from bayeslora.callbacks.report import Report
 from bayeslora.callbacks.run_folder import AtomicCheckpointIO, RunFolder, refuse_second_fit
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
+from bayeslora.models.loading import Backbone
 
-_LINKS = {
-    "model.init_args.backbone.pretrained": "data.init_args.tokenizer",
-    "model.init_args.backbone.readout": "data.init_args.readout",
-}
+_SHARED = {"pretrained": "tokenizer", "revision": "revision", "readout": "readout"}  # of backbone, of data
+
+
+for _name in bayeslora.datamodules.__all__:
+    getattr(bayeslora.datamodules, _name)  # what is imported can be named without its path in a configuration
 
 
 def run(args: list[str]) -> int:
@@ -61,7 +63,7 @@ class SaveStageConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Write the file; the run folder's own check has passed by now."""
-        file = Path(trainer.default_root_dir) / f"{stage}-config.yaml"
+        file = Path(trainer.default_root_dir) / f"{trainer.state.fn.value}-config.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, str(file), skip_none=False, overwrite=True, multifile=False)
 
@@ -78,8 +80,8 @@ class CommandLine(LightningCLI):
             default=None,
             help="Write checkpoints/last.ckpt every so many optimiser steps instead of every epoch.",
         )
-        for source, target in _LINKS.items():
-            parser.link_arguments(source, target)
+        for source, target in _SHARED.items():
+            parser.link_arguments("model.init_args.backbone", f"data.init_args.{target}", partial(_field, name=source))
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
@@ -147,13 +149,13 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 def _stage_callbacks(stage: str, root: Path, config: Any) -> list[Callback]:
-    if stage == "fit":
-        folder = root / "checkpoints"
-        best = ModelCheckpoint(folder, filename="best", monitor="val/nll", mode="min", enable_version_counter=False)
-        return [best, LastCheckpoint(folder, config.save_every_n_steps)]
-    if stage == "test":
-        return [Predictions(overwrite=config.overwrite), Report()]
-    return [Predictions(overwrite=config.overwrite)] if stage == "predict" else []
+    """What every run has; the checkpoint callbacks hold state of a checkpoint, so that every stage needs them."""
+    folder = root / "checkpoints"
+    best = ModelCheckpoint(folder, filename="best", monitor="val/nll", mode="min", enable_version_counter=False)
+    callbacks: list[Callback] = [best, LastCheckpoint(folder, config.save_every_n_steps)]
+    if stage in ("test", "predict"):
+        callbacks.append(Predictions(overwrite=config.overwrite))
+    return [*callbacks, Report()] if stage == "test" else callbacks
 
 
 def _resolve(checkpoint: str, root: Path) -> str:
@@ -208,6 +210,12 @@ def _model_config(hparams: dict[str, Any]) -> dict[str, Any]:
     return {"model": {"class_path": class_path, "init_args": {k: v for k, v in hparams.items() if k not in linked}}}
 
 
+def _field(backbone: Any, name: str) -> Any:
+    """A field of the backbone as the parser holds it: not given, a namespace, or the dataclass itself."""
+    given = getattr(backbone, "init_args", backbone)
+    return getattr(Backbone() if given is None else given, name)
+
+
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     """Parser errors and Lightning's refusals as this package's own kind."""
@@ -259,6 +267,11 @@ def _quiet() -> None:
     """Leave the terminal to the run: no loading bars and advertisements of the libraries."""
     import transformers
 
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*is deprecated")
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

@@ -38,7 +38,9 @@ def test_identical_members_have_no_epistemic_uncertainty() -> None:
 
 def test_probabilities_are_averaged_not_logits() -> None:
     p = Predictive.from_logits(torch.tensor([[4.0, 0, 0], [0, 2.0, 0]])[:, None])
-    torch.testing.assert_close(p.probs[0], torch.tensor([0.5356, 0.4023, 0.0621], dtype=torch.float64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        p.probs[0], torch.tensor([0.5356, 0.4023, 0.0621], dtype=torch.float64), atol=1e-4, rtol=0
+    )
 
 
 def test_identities_with_absent_options() -> None:
@@ -100,7 +102,9 @@ def test_gaussian_with_four_options_equals_monte_carlo() -> None:
     se = p.std(0) / 1000
     gaussian = Predictive.from_gaussian(mean, (root @ root.T)[None])
     assert ((gaussian.probs[0] - p.mean(0)).abs() < 5 * se + 1e-4).all()
-    torch.testing.assert_close(gaussian.tempered(2.0).probs, Predictive.from_gaussian(mean / 2, (root @ root.T)[None] / 4).probs)
+    torch.testing.assert_close(
+        gaussian.tempered(2.0).probs, Predictive.from_gaussian(mean / 2, (root @ root.T)[None] / 4).probs
+    )
 
 
 def test_samples_must_agree() -> None:

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from bayeslora import __version__
 from bayeslora.errors import UsageError
 from bayeslora.files import replacing, write_json
 from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import save_posterior
 
 SCHEMA = 1
-_PACKAGES = ("bayeslora", "torch", "lightning", "transformers", "peft", "bitsandbytes", "torchmetrics", "datasets")
+_PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "torchmetrics", "datasets")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -65,7 +66,9 @@ class RunFolder(L.Callback):
         if trainable is not None and trainer.is_global_zero:
             config = pl_module.model.network.peft_config["default"].to_dict()
             folder = Path(trainer.default_root_dir) / "posterior"
-            save_posterior(Point(trainable()), folder, {**config, "inference_mode": True}, pl_module.model.base_fingerprint)
+            save_posterior(
+                Point(trainable()), folder, {**config, "inference_mode": True}, pl_module.model.base_fingerprint
+            )
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; note the run where nothing was trained in this folder."""
@@ -77,7 +80,10 @@ class RunFolder(L.Callback):
         """Note what prediction cost."""
         seconds = round(time.monotonic() - self._started, 3)
         method = getattr(pl_module, "method", type(pl_module).__name__)
-        self._note(trainer, {"predict_seconds": seconds, "predict_peak_bytes": _peak_bytes(pl_module.device)} | {"method": method})
+        self._note(
+            trainer,
+            {"predict_seconds": seconds, "predict_peak_bytes": _peak_bytes(pl_module.device)} | {"method": method},
+        )
 
     def _start(self, trainer: L.Trainer) -> None:
         self._started = time.monotonic()
@@ -140,10 +146,17 @@ def _identity(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any
 
 
 def _environment() -> dict[str, Any]:
-    versions = {name: version(name) for name in _PACKAGES}
+    versions = {"bayeslora": __version__} | {name: _version(name) for name in _PACKAGES}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     hardware = {"device": device, "threads": torch.get_num_threads(), "python": platform.python_version()}
     return {"versions": versions, "hardware": hardware, "commit": _commit()}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None  # not installed: quantisation and hub data sets can be done without
 
 
 def _commit() -> str | None:

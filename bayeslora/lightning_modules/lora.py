@@ -56,7 +56,9 @@ class LoRAModule(MultipleChoiceModule):
         if prior_std is not None and prior_std <= 0:
             raise UsageError(f"prior_std is {prior_std}; allowed: above 0, or none for maximum likelihood")
         if samples < 0 or (samples > 0 and self.lora.dropout == 0):
-            raise UsageError(f"samples is {samples} with lora.dropout {self.lora.dropout}; MC dropout needs both above 0")
+            raise UsageError(
+                f"samples is {samples} with lora.dropout {self.lora.dropout}; MC dropout needs both above 0"
+            )
         self.prior_std, self.samples = prior_std, samples
 
     @property

@@ -238,7 +238,9 @@ def _head_names(base: nn.Module) -> list[str]:
     """The modules of an encoder that are new, and therefore trained in full."""
     names = {name for name, _ in base.named_children()} & {"classifier", "score", "sequence_summary"}
     if not names:
-        raise UsageError(f"{type(base).__name__} has no classifier; allowed with readout 'head': encoders that have one")
+        raise UsageError(
+            f"{type(base).__name__} has no classifier; allowed with readout 'head': encoders that have one"
+        )
     return sorted(names)
 
 
@@ -247,14 +249,18 @@ def _existing_adapter(base: nn.Module, backbone: Backbone) -> nn.Module:
 
     folder = str(backbone.adapter)
     if not (Path(folder) / peft.utils.CONFIG_NAME).exists():
-        raise UsageError(f"backbone.adapter {folder} has no {peft.utils.CONFIG_NAME}; give the folder of a peft adapter")
+        raise UsageError(
+            f"backbone.adapter {folder} has no {peft.utils.CONFIG_NAME}; give the folder of a peft adapter"
+        )
     config = peft.PeftConfig.from_pretrained(folder)
     if not isinstance(config, peft.LoraConfig):
         raise UsageError(f"backbone.adapter {folder} is of type {config.peft_type}; allowed: LORA")
     try:
         return peft.PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True, config=config)
     except (RuntimeError, ValueError) as error:
-        raise UsageError(f"backbone.adapter {folder} does not fit {backbone.pretrained}: {_first_line(error)}") from error
+        raise UsageError(
+            f"backbone.adapter {folder} does not fit {backbone.pretrained}: {_first_line(error)}"
+        ) from error
 
 
 def _check_choice(what: str, value: object, allowed: tuple[Any, ...] | list[str]) -> None:

@@ -200,7 +200,9 @@ def test_an_adapter_saved_here_loads_in_plain_peft(llama: str, tmp_path: Path) -
 
 def test_initial_weights_belong_to_the_seed_and_the_global_state_is_left_alone(llama: str) -> None:
     before = torch.random.get_rng_state()
-    first, same, other = (load_answer_model(Backbone(llama), LoRA(target_modules=ALL), s).trainable() for s in (1, 1, 2))
+    first, same, other = (
+        load_answer_model(Backbone(llama), LoRA(target_modules=ALL), s).trainable() for s in (1, 1, 2)
+    )
     assert torch.equal(before, torch.random.get_rng_state())
     for name, value in first.items():
         assert torch.equal(value, same[name])
@@ -210,7 +212,9 @@ def test_initial_weights_belong_to_the_seed_and_the_global_state_is_left_alone(l
 
 
 def test_fingerprint_tells_bases_apart_whatever_their_quantisation(llama: str, tmp_path: Path) -> None:
-    prints = {q: load_answer_model(Backbone(llama, quantization=q), LoRA(), 0).base_fingerprint for q in ("none", "4bit")}
+    prints = {
+        q: load_answer_model(Backbone(llama, quantization=q), LoRA(), 0).base_fingerprint for q in ("none", "4bit")
+    }
     other = load_answer_model(Backbone(save_llama(tmp_path, seed=1)), LoRA(), 0).base_fingerprint
     assert prints["none"] == prints["4bit"] != other
 

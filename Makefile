@@ -1,0 +1,31 @@
+# Two commands set everything up: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/quickstart
+
+.PHONY: quickstart test test-fast lint install
+
+quickstart: install
+	$(BIN)/bayeslora fit -c configs/quickstart.yaml --trainer.default_root_dir $(RUN) --overwrite true
+	$(BIN)/bayeslora test -c configs/quickstart.yaml --trainer.default_root_dir $(RUN)
+
+test: install
+	$(BIN)/python -m pytest -n 2
+
+test-fast: install
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+
+# pip reads constraints.txt so that a machine without a GPU gets the tested versions and nothing newer.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
