@@ -32,6 +32,8 @@ class AnswerBatch:
         example_id: Row number of the question within its dataset, int64 ``[B]``.
         dataset: Name of the dataset all B questions come from.
         token_type_ids: Segment ids ``[R, T]`` for encoders that want them.
+        option_order: Where a prediction is to be averaged over orders of the options, the source's index of the option
+            at each place ``[B, C]``; the orders of one question follow one another and share its ``example_id``.
     """
 
     input_ids: Tensor
@@ -44,6 +46,7 @@ class AnswerBatch:
     example_id: Tensor
     dataset: str
     token_type_ids: Tensor | None = None
+    option_order: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of questions B."""

@@ -10,20 +10,22 @@ from torch import Tensor
 from bayeslora.datamodules.encode import Encoded
 from bayeslora.types import AnswerBatch
 
+Item = tuple[int, Sequence[Encoded]]  # row number within the dataset, and the question's one or more encodings
 
-def collate(items: Sequence[tuple[int, Encoded]], dataset: str, padding_side: str, pad_id: int) -> AnswerBatch:
+
+def collate(items: Sequence[Item], dataset: str, padding_side: str, pad_id: int) -> AnswerBatch:
     """Pad questions to the longest row and to the most answers among them.
 
     Args:
-        items: Row number within the dataset and encoded form of each question.
+        items: The questions; several encodings of one (its options in other orders) follow one another.
         dataset: Name of the dataset they come from.
         padding_side: ``left`` or ``right``.
         pad_id: Token to pad with; masked out.
     """
-    encoded = [item for _, item in items]
+    encoded = [encoding for _, encodings in items for encoding in encodings]
     rows = [row for item in encoded for row in item.rows]
     counts = torch.tensor([len(item.rows) for item in encoded])
-    answers = [list(item.answers) for item in encoded]
+    answers = [item.answers for item in encoded]
     types = None
     if encoded[0].types is not None:
         types = _pad([row for item in encoded for row in item.types or ()], padding_side, 0)
@@ -35,10 +37,17 @@ def collate(items: Sequence[tuple[int, Encoded]], dataset: str, padding_side: st
         answer_ids=_pad(answers, "right", 0),
         answer_mask=_pad([[1] * len(ids) for ids in answers], "right", 0).bool(),
         label=torch.tensor([item.label for item in encoded]),
-        example_id=torch.tensor([row for row, _ in items]),
+        example_id=torch.tensor([row for row, encodings in items for _ in encodings]),
         dataset=dataset,
         token_type_ids=types,
+        option_order=_orders(encoded, max(map(len, answers))),
     )
+
+
+def _orders(encoded: Sequence[Encoded], width: int) -> Tensor | None:
+    """The order of each row's options, absent options at their own places."""
+    orders = [item.order for item in encoded if item.order is not None]
+    return torch.tensor([[*order, *range(len(order), width)] for order in orders]) if orders else None
 
 
 def _pad(rows: Sequence[Sequence[int]], side: str, value: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Questions as rows of tokens: label tokens behind a prompt for causal models, pairs for encoders."""
+"""Questions as rows of tokens for causal models: a prompt whose last position is to predict a label token."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bayeslora.datamodules.protocols import Prompt, Protocol
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.tokenizer import LabelTokens, leading_specials, token_ids
+from bayeslora.datamodules.writer import PromptWriter
 from bayeslora.errors import UsageError
 
 
@@ -19,9 +19,10 @@ class Encoded:
     Attributes:
         rows: Token ids of each row.
         types: Segment ids of each row, for tokenizers that give them.
-        answers: Vocabulary id of each answer's label; zeros where options are not label tokens.
+        answers: Vocabulary id of each answer's label; zeros where answers are not label tokens.
         label: Index of the right answer.
-        cut: Whether tokens were lost to ``max_length``.
+        cut: Whether tokens (or worked examples) were lost to ``max_length``.
+        order: Source's index of the option at each place, where the order was changed for prediction.
     """
 
     rows: tuple[list[int], ...]
@@ -29,6 +30,7 @@ class Encoded:
     answers: tuple[int, ...]
     label: int
     cut: bool = False
+    order: tuple[int, ...] | None = None
 
     @property
     def length(self) -> int:
@@ -40,19 +42,17 @@ class LabelTokenEncoder:
     """One row a question: the prompt, whose last position is to predict the label's token.
 
     Args:
-        protocol: Fixes prompt and labels.
-        task: The benchmark's name among the protocol's tasks.
+        writer: Writes the prompts.
         tokenizer: A Hugging Face tokenizer.
         max_length: Longest row, special tokens included.
     """
 
-    padding_side = "left"
-
-    def __init__(self, protocol: Protocol, task: str, tokenizer: Any, max_length: int) -> None:
-        self.protocol, self.task, self.tokenizer, self.max_length = protocol, task, tokenizer, max_length
-        self.labels = LabelTokens(tokenizer, protocol.labels_from, protocol.separator)
-        self.prefix = leading_specials(tokenizer)
-        self.suffix = [tokenizer.eos_token_id] if protocol.ends_with_eos(task) else []
+    def __init__(self, writer: PromptWriter, tokenizer: Any, max_length: int) -> None:
+        self.writer, self.tokenizer, self.max_length = writer, tokenizer, max_length
+        self.protocol = writer.protocol
+        self.labels = LabelTokens(tokenizer, self.protocol.labels_from, writer.separator)
+        self.prefix = leading_specials(tokenizer) if writer.bare else []
+        self.suffix = [tokenizer.eos_token_id] if self.protocol.ends_with_eos(writer.task) else []
 
     def encode(self, questions: Sequence[Question]) -> list[Encoded]:
         """Encode questions, checking each one's label tokens in context.
@@ -60,38 +60,44 @@ class LabelTokenEncoder:
         Raises:
             UsageError: labels that are not one token each, or a prompt that cannot be cut to ``max_length``.
         """
-        prompts = [self.protocol.prompt(self.task, question) for question in questions]
-        labels = [self.protocol.labels(self.task, question) for question in questions]
-        bodies = token_ids(self.tokenizer, [prompt.text for prompt in prompts])
-        answers = [self.labels.find(names, prompt.text) for names, prompt in zip(labels, prompts, strict=True)]
+        texts = [self.writer.write(question).text for question in questions]
+        labels = [self.protocol.labels(self.writer.task, question) for question in questions]
+        bodies = token_ids(self.tokenizer, texts)
+        answers = [self.labels.find(names, text) for names, text in zip(labels, texts, strict=True)]
         # Every prompt is checked with one of its labels, so that each label is checked behind very many prompts.
-        probes = [names[i % len(names)] for i, names in enumerate(labels)]
-        self.labels.check([prompt.text for prompt in prompts], bodies, probes)
-        fitted = map(self._fit, questions, prompts, bodies)
+        self.labels.check(texts, bodies, [names[i % len(names)] for i, names in enumerate(labels)])
         return [
             Encoded((row,), None, tuple(ids), question.label, cut=len(row) < len(self._whole(body)))
-            for question, row, body, ids in zip(questions, fitted, bodies, answers, strict=True)
+            for question, body, ids in zip(questions, bodies, answers, strict=True)
+            for row in [self._fit(question, body)]
         ]
 
     def _whole(self, body: list[int]) -> list[int]:
         return self.prefix + body + self.suffix
 
-    def _fit(self, question: Question, prompt: Prompt, body: list[int]) -> list[int]:
+    def _fit(self, question: Question, body: list[int]) -> list[int]:
         """The row of a prompt's tokens, cut to ``max_length`` as the protocol cuts."""
-        whole = self._whole(body)
-        excess = len(whole) - self.max_length
-        if excess <= 0:
-            return whole
+        if len(self._whole(body)) <= self.max_length:
+            return self._whole(body)
         if self.protocol.cut == "right":
             return (self.prefix + body)[: self.max_length - len(self.suffix)] + self.suffix
-        offsets = self.tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        for shots in range(self.writer.shots - 1, -1, -1):
+            body = token_ids(self.tokenizer, [self.writer.write(question, shots).text])[0]
+            if len(self._whole(body)) <= self.max_length:
+                return self._whole(body)
+        return self._whole(self._cut_front(question, len(self._whole(body)) - self.max_length))
+
+    def _cut_front(self, question: Question, excess: int) -> list[int]:
+        """The prompt's tokens without the first ``excess`` of its passage, then of its question."""
+        prompt = self.writer.write(question, 0)
+        tokens = self.tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         lost: set[int] = set()
         for start, end in prompt.spans:
-            inside = [i for i, (a, b) in enumerate(offsets) if start <= a and b <= end]
+            inside = [i for i, (a, b) in enumerate(tokens["offset_mapping"]) if start <= a and b <= end]
             lost.update(inside[: excess - len(lost)])
         if len(lost) < excess:
             raise UsageError(
-                f"question {question.id!r} needs {len(whole) - len(lost)} tokens for its options alone, max_length is "
-                f"{self.max_length}; raise max_length"
+                f"question {question.id!r} needs {self.max_length + excess - len(lost)} tokens without its question "
+                f"(for options and template alone), max_length is {self.max_length}; raise max_length"
             )
-        return self._whole([token for i, token in enumerate(body) if i not in lost])
+        return [token for i, token in enumerate(tokens["input_ids"]) if i not in lost]

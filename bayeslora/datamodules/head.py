@@ -23,7 +23,6 @@ class HeadEncoder:
 
     def __init__(self, tokenizer: Any, max_length: int, pairs: bool) -> None:
         self.tokenizer, self.max_length, self.pairs = tokenizer, max_length, pairs
-        self.padding_side: str = tokenizer.padding_side
 
     def encode(self, questions: Sequence[Question]) -> list[Encoded]:
         """Encode questions.

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from bayeslora.datamodules.batch import collate
-from bayeslora.datamodules.encode import Encoded
+from bayeslora.datamodules.rows import Rows
 from bayeslora.datamodules.sampler import EvalBatches, TrainBatches
 from bayeslora.types import AnswerBatch
-
-
-class Rows(Dataset[tuple[int, Encoded]]):
-    """Encoded questions by (epoch, row)."""
-
-    def __init__(self, encoded: Sequence[Encoded]) -> None:
-        self.encoded = encoded
-
-    def __len__(self) -> int:
-        """Number of questions."""
-        return len(self.encoded)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Encoded]:
-        """Row number and tokens of a question in an epoch."""
-        _, row = key
-        return row, self.encoded[row]
 
 
 class AnswerLoader:
@@ -66,14 +50,14 @@ class AnswerLoader:
 
     def __iter__(self) -> Iterator[AnswerBatch]:
         """One pass; the epoch is the one set when the first batch is taken."""
-        epoch, start = getattr(self.sampler, "epoch", 0), 0
+        start = 0
         if self.resume is not None:
             (epoch, start), self.resume = self.resume, None
-            self.sampler.set_epoch(epoch)  # type: ignore[union-attr]
-        batches = list(self.sampler)[start:]
+            self.sampler.set_epoch(epoch)
+        epoch = self.sampler.epoch
         yield from DataLoader(
             self.dataset,
-            batch_sampler=[[(epoch, row) for row in batch] for batch in batches],  # type: ignore[arg-type]
+            batch_sampler=[[(epoch, row) for row in batch] for batch in self.sampler][start:],  # type: ignore[arg-type]
             collate_fn=self.collate,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),

@@ -10,14 +10,17 @@ import lightning
 
 from bayeslora.datamodules.encode import Encoded, LabelTokenEncoder
 from bayeslora.datamodules.head import HeadEncoder
-from bayeslora.datamodules.loader import AnswerLoader, Rows
+from bayeslora.datamodules.loader import AnswerLoader
+from bayeslora.datamodules.position import position, refuse_changes
 from bayeslora.datamodules.protocols import Protocol, get_protocol
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.registry import get_benchmark
-from bayeslora.datamodules.sampler import EvalBatches, TrainBatches
+from bayeslora.datamodules.rows import Rows, ShuffledOptions, in_orders
+from bayeslora.datamodules.sampler import EvalBatches, TrainBatches, order
 from bayeslora.datamodules.source import Benchmark
 from bayeslora.datamodules.splits import fingerprint, load_split, load_training, shared_questions
 from bayeslora.datamodules.tokenizer import load_tokenizer
+from bayeslora.datamodules.writer import ChatWriter, PromptWriter
 from bayeslora.errors import UsageError
 
 READOUTS = ("label_token", "head")
@@ -39,11 +42,19 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         batch_size: Questions in a training batch, per process.
         eval_batch_size: Questions in a batch for validation and testing; None takes ``batch_size``.
         max_length: Longest row in tokens; None takes the protocol's, or the tokenizer's where that is smaller.
-        seed: Of order, splits and draws. The test set does not depend on it.
+        seed: Of order, splits and draws. The test sets do not depend on it.
         tokenizer: Name or folder of a tokenizer, or one that is loaded; ``embedded`` is the one in the package.
         revision: Of the tokenizer, on the hub.
         readout: ``label_token`` (causal models: one row a question) or ``head`` (encoders: one row an option).
+        shuffle_options: Show the options of a training question in another order in each epoch.
+        permutations: Number of orders of the options over which a prediction is averaged; 1 is the source's alone.
+        shots: Number of training questions shown with their answers in front of each question.
+        chat: Put prompts into the tokenizer's chat template.
         num_workers: Worker processes of each loader.
+
+    Attributes:
+        members: The members of an ensemble whose training orders are wanted; with more than one, a training batch is
+            a list of batches, one for each.
     """
 
     # A rank may be left without test questions; it then has nothing to do.
@@ -63,24 +74,44 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         tokenizer: Any = "embedded",
         revision: str | None = None,
         readout: str = "label_token",
+        shuffle_options: bool = False,
+        permutations: int = 1,
+        shots: int = 0,
+        chat: bool = False,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        if readout not in READOUTS:
-            raise UsageError(f"readout is {readout!r}; allowed: {', '.join(READOUTS)}")
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; allowed: 1 or more")
         self.benchmark, self.data_dir, self.labels, self.seed = benchmark, data_dir, labels, seed
         self.protocol: Protocol = get_protocol(protocol)
-        self.protocol.check_task(benchmark.task)
         self.ood = {name: get_benchmark(name) for name in ood or []}
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.batch_size, self.eval_batch_size = batch_size, batch_size if eval_batch_size is None else eval_batch_size
         self.tokenizer_name, self.revision, self.readout = tokenizer, revision, readout
+        self.shuffle_options, self.permutations, self.shots, self.chat = shuffle_options, permutations, shots, chat
         self.requested_length, self.num_workers = max_length, num_workers
+        self.members: Sequence[int] = (0,)
+        self._check_arguments()
         self._questions: dict[str, list[Question]] = {}
         self._encoded: dict[str, list[Encoded]] = {}
+        self._in_use: dict[str, bool] = {}  # the sets of the stages so far, in order
         self._resume: tuple[int, int] | None = None
+
+    def _check_arguments(self) -> None:
+        if self.readout not in READOUTS:
+            raise UsageError(f"readout is {self.readout!r}; allowed: {', '.join(READOUTS)}")
+        for name in ("batch_size", "eval_batch_size", "permutations"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        for benchmark in (self.benchmark, *self.ood.values()):
+            self.protocol.check_task(benchmark.task)
+        prompting = {"shots": self.shots, "chat": self.chat}
+        ordering = {"shuffle_options": self.shuffle_options, "permutations": self.permutations - 1}
+        for name, value in (prompting | ordering).items():
+            if value and self.protocol.name != "default":
+                raise UsageError(f"{name} is given with protocol {self.protocol.name!r}, which fixes it; use 'default'")
+            if value and self.readout == "head":
+                raise UsageError(f"{name} is given with readout 'head', which has no prompt; use 'label_token'")
+        if self.readout == "head" and self.protocol.name != "default":
+            raise UsageError(f"readout is 'head' with protocol {self.protocol.name!r}; allowed with 'head': 'default'")
 
     def prepare_data(self) -> None:
         """Bring what is not there from the hub into the local cache."""
@@ -92,6 +123,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         """Read the questions a stage needs; what has been read is kept."""
         for name in (TRAIN, VALIDATION) if stage in ("fit", "validate") else self.test_names:
             self.questions(name)
+            self._in_use[name] = True
 
     # ---- questions
 
@@ -103,18 +135,19 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
     def questions(self, name: str) -> list[Question]:
         """The questions of ``train``, ``validation`` or a test set; ``example_id`` in a batch is a row of this list."""
         if name not in self._questions:
+            benchmark = self._benchmark(name)
             if name in (TRAIN, VALIDATION):
-                both = load_training(self.benchmark, self.protocol, self.data_dir, self.labels, self.seed)
+                both = load_training(benchmark, self.protocol, self.data_dir, self.labels, self.seed)
                 self._questions[TRAIN], self._questions[VALIDATION] = both
             else:
-                benchmark = self._test_benchmark(name)
                 split = self.protocol.splits(benchmark).test
                 self._questions[name] = load_split(benchmark, split, self.protocol, self.data_dir)
         return self._questions[name]
 
-    def _test_benchmark(self, name: str) -> Benchmark:
-        if name not in self.test_names:
-            raise UsageError(f"dataset is {name!r}; here are {', '.join([TRAIN, VALIDATION, *self.test_names])}")
+    def _benchmark(self, name: str) -> Benchmark:
+        here = [TRAIN, VALIDATION, *self.test_names]
+        if name not in here:
+            raise UsageError(f"dataset is {name!r}; here are {', '.join(here)}")
         return self.ood.get(name, self.benchmark)
 
     @property
@@ -126,11 +159,6 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
     def val_questions(self) -> list[Question]:
         """What is validated on."""
         return self.questions(VALIDATION)
-
-    @property
-    def num_options(self) -> int:
-        """The most options any question has."""
-        return max(len(q.options) for name in (TRAIN, VALIDATION, *self.test_names) for q in self.questions(name))
 
     @property
     def num_labels(self) -> int | None:
@@ -148,15 +176,15 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         return fingerprint(self.questions(name) for name in (TRAIN, VALIDATION, self.benchmark.name))
 
     def report(self) -> dict[str, Any]:
-        """Counts: questions of each set, prompts that were cut, questions that stand in train and in test."""
-        names = [TRAIN, VALIDATION, *self.test_names]
-        shared = shared_questions(self.train_questions, self.questions(self.benchmark.name))
+        """Counts, prompts that lost tokens (in the sets of the stages so far), questions both in train and in test."""
+        sets = {name: self.questions(name) for name in (TRAIN, VALIDATION, *self.test_names)}
         return {
-            "n_train": len(self.train_questions),
-            "n_val": len(self.val_questions),
-            "n_test": {name: len(self.questions(name)) for name in self.test_names},
-            "cut": {name: sum(encoded.cut for encoded in self.encoded(name)) for name in names},
-            "in_train_and_test": shared,
+            "protocol": self.protocol.name,
+            "n_train": len(sets[TRAIN]),
+            "n_val": len(sets[VALIDATION]),
+            "n_test": {name: len(sets[name]) for name in self.test_names},
+            "cut": {name: sum(item.cut for item in self.encoded(name)) for name in self._in_use},
+            "in_train_and_test": shared_questions(sets[TRAIN], sets[self.benchmark.name]),
         }
 
     # ---- tokens
@@ -171,32 +199,39 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         """Longest row in tokens."""
         return self.requested_length or min(self.protocol.max_length, self.tokenizer.model_max_length)
 
-    def _encoder(self, name: str) -> LabelTokenEncoder | HeadEncoder:
-        benchmark = self.benchmark if name in (TRAIN, VALIDATION) else self._test_benchmark(name)
-        if self.readout == "head":
-            return HeadEncoder(self.tokenizer, self.max_length, benchmark.pairs)
-        return LabelTokenEncoder(self.protocol, benchmark.task, self.tokenizer, self.max_length)
-
     def encoded(self, name: str) -> list[Encoded]:
-        """The questions of a set as tokens."""
+        """The questions of a set as tokens, their options in the source's order."""
         if name not in self._encoded:
             self._encoded[name] = self._encoder(name).encode(self.questions(name))
         return self._encoded[name]
 
+    def _encoder(self, name: str) -> Any:
+        benchmark = self._benchmark(name)
+        if self.readout == "head":
+            return HeadEncoder(self.tokenizer, self.max_length, benchmark.pairs)
+        return LabelTokenEncoder(self._writer(benchmark.task), self.tokenizer, self.max_length)
+
+    def _writer(self, task: str) -> PromptWriter:
+        # One example more than are shown, since a training question is not shown in front of itself.
+        chosen = order(self.seed, 3, len(self.train_questions))[: self.shots + 1] if self.shots else []
+        examples = [self.train_questions[row] for row in chosen]
+        if self.chat:
+            return ChatWriter(self.protocol, task, examples, self.shots, self.tokenizer)
+        return PromptWriter(self.protocol, task, examples, self.shots)
+
     # ---- loaders
 
-    def train_dataloader(self) -> AnswerLoader:
+    def train_dataloader(self) -> AnswerLoader | list[AnswerLoader]:
         """Training batches; the first pass after a checkpoint was loaded starts at its position."""
-        encoded = self.encoded(TRAIN)
-        rank, world = self._ranks()
-        sampler = TrainBatches(
-            _lengths(encoded), self.batch_size, self.seed, self.protocol.order, self.protocol.drop_last, rank, world
-        )
+        rows = Rows([[item] for item in self.encoded(TRAIN)])
+        if self.shuffle_options:
+            rows = ShuffledOptions(rows.encoded, self.train_questions, self._encoder(TRAIN), self.seed)
         resume, self._resume = self._resume, None
-        return self._loader(TRAIN, encoded, sampler, resume)
+        loaders = [self._loader(TRAIN, rows, self._train_batches(rows, member), resume) for member in self.members]
+        return loaders if len(loaders) > 1 else loaders[0]
 
     def train_eval_dataloader(self) -> AnswerLoader:
-        """The training questions once each in the order of an evaluation, for curvature and the like."""
+        """The training questions once each, as for an evaluation: for curvature, statistics and the like."""
         return self._eval_loader(TRAIN)
 
     def val_dataloader(self) -> AnswerLoader:
@@ -205,29 +240,30 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
 
     def test_dataloader(self) -> list[AnswerLoader]:
         """One loader for each of ``test_names``."""
-        return [self._eval_loader(name) for name in self.test_names]
+        return [self._eval_loader(name, self.permutations) for name in self.test_names]
 
     def predict_dataloader(self) -> list[AnswerLoader]:
         """One loader for each of ``test_names``."""
         return self.test_dataloader()
 
-    def _eval_loader(self, name: str) -> AnswerLoader:
-        encoded = self.encoded(name)
-        rank, world = self._ranks()
+    def _train_batches(self, rows: Rows, member: int) -> TrainBatches:
         how, drop = self.protocol.order, self.protocol.drop_last
-        return self._loader(name, encoded, EvalBatches(_lengths(encoded), self.eval_batch_size, how, drop, rank, world))
+        return TrainBatches(rows.lengths, self.batch_size, self.seed, how, drop, *self._ranks(), member=member)
+
+    def _eval_loader(self, name: str, permutations: int = 1) -> AnswerLoader:
+        if permutations == 1:
+            rows = Rows([[item] for item in self.encoded(name)])
+        else:
+            rows = Rows(in_orders(self.questions(name), self._encoder(name), permutations))
+        size = max(1, self.eval_batch_size // permutations)
+        batches = EvalBatches(rows.lengths, size, self.protocol.order, self.protocol.drop_last, *self._ranks())
+        return self._loader(name, rows, batches)
 
     def _loader(
-        self,
-        name: str,
-        encoded: Sequence[Encoded],
-        sampler: TrainBatches | EvalBatches,
-        resume: tuple[int, int] | None = None,
+        self, name: str, rows: Rows, sampler: TrainBatches | EvalBatches, resume: tuple[int, int] | None = None
     ) -> AnswerLoader:
-        rows = Rows(encoded)
         side = "left" if self.readout == "label_token" else self.tokenizer.padding_side
-        pad_id = self.tokenizer.pad_token_id or 0
-        return AnswerLoader(rows, sampler, name, side, pad_id, self.num_workers, resume)
+        return AnswerLoader(rows, sampler, name, side, self.tokenizer.pad_token_id or 0, self.num_workers, resume)
 
     def _ranks(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -238,12 +274,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         """Epoch and number of batches taken in it, and what the order depends on."""
         if self.trainer is None:
             return {}
-        loop = self.trainer.fit_loop
-        epochs: Any = loop.epoch_progress.current
-        batches: Any = loop.epoch_loop.batch_progress.current
-        epoch, taken = max(0, epochs.started - 1), batches.processed
-        if taken >= loop.max_batches:
-            epoch, taken = epoch + 1, 0
+        epoch, taken = position(self.trainer)
         return {"epoch": epoch, "position": taken, "order": self._order_depends_on()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -252,15 +283,9 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         Raises:
             UsageError: training data or order are not those of the checkpoint.
         """
-        if self.trainer is None or self.trainer.state.fn != "fit" or not state_dict:
-            return
-        for name, value in self._order_depends_on().items():
-            if state_dict["order"][name] != value:
-                raise UsageError(
-                    f"cannot resume: {name} is {value!r} and was {state_dict['order'][name]!r} in the checkpoint; give "
-                    "the same data arguments, or start a new run"
-                )
-        self._resume = (state_dict["epoch"], state_dict["position"])
+        if self.trainer is not None and self.trainer.state.fn == "fit" and state_dict:
+            refuse_changes(state_dict["order"], self._order_depends_on())
+            self._resume = (state_dict["epoch"], state_dict["position"])
 
     def _order_depends_on(self) -> dict[str, Any]:
         return {
@@ -268,10 +293,10 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
             "seed": self.seed,
             "batch_size": self.batch_size,
             "processes": self._ranks()[1],
+            "members": list(self.members),
+            "shuffle_options": self.shuffle_options,
+            "shots": self.shots,
+            "chat": self.chat,
             "training questions": len(self.train_questions),
             "fingerprint": self.fingerprint,
         }
-
-
-def _lengths(encoded: Sequence[Encoded]) -> list[int]:
-    return [item.length for item in encoded]

@@ -18,6 +18,7 @@ class Question:
         label: Index of the right option.
         context: A passage in front of the question; the first sentence of a sentence pair.
         true_probs: The true distribution over the options, where it is known.
+        marks: The source's own label of each option (A, B, .. or 1, 2, ..), where it has any.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Question:
     label: int
     context: str = ""
     true_probs: tuple[float, ...] | None = None
+    marks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what every reader needs: two options or more, and a label among them."""
@@ -62,7 +64,8 @@ def from_choices(row: Mapping[str, Any], fallback_id: str) -> Question:
     if row["answerKey"] not in labels:
         raise ValueError(f"answerKey {row['answerKey']!r} is not among the options {labels}")
     text = row["question"] if "question" in row else row["question_stem"]
-    return Question(str(row.get("id", fallback_id)), text, tuple(texts), labels.index(row["answerKey"]))
+    id_, label = str(row.get("id", fallback_id)), labels.index(row["answerKey"])
+    return Question(id_, text, tuple(texts), label, marks=tuple(map(str, labels)))
 
 
 def from_options(row: Mapping[str, Any], fallback_id: str) -> Question:

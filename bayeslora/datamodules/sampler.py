@@ -91,6 +91,7 @@ class EvalBatches:
         drop_last: Whether a last batch that is not full is left out.
         rank: Of this process.
         world: Number of processes.
+        epoch: Of the batches; always the same.
     """
 
     lengths: Sequence[int]
@@ -99,6 +100,10 @@ class EvalBatches:
     drop_last: bool = False
     rank: int = 0
     world: int = 1
+    epoch: int = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing changes with the epoch."""
 
     def __len__(self) -> int:
         """Number of batches on this rank."""

@@ -31,6 +31,10 @@ class Prompt:
     text: str
     spans: tuple[tuple[int, int], ...] = ()
 
+    def moved_into(self, text: str, start: int) -> Prompt:
+        """The same spans within a text that holds this one from character ``start`` on (none where start is -1)."""
+        return Prompt(text, tuple((a + start, b + start) for a, b in self.spans) if start >= 0 else ())
+
 
 @dataclass(frozen=True)
 class Splits:

@@ -16,8 +16,9 @@ class Default(Protocol):
         passage, spans = "", []
         if question.context:
             passage = f"Passage: {question.context}\n"
-            spans.append((len("Passage: "), len(passage) - 1))
+            spans.append((len("Passage:"), len(passage) - 1))
         asked = f"{passage}Question: {question.question}"
-        spans.append((len(asked) - len(question.question), len(asked)))
+        # A span starts with the space in front of it, which most tokenizers make part of the first word.
+        spans.append((len(asked) - len(question.question) - 1, len(asked)))
         options = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=False))
         return Prompt(f"{asked}{options}\nAnswer:", tuple(spans))

@@ -1,0 +1,29 @@
+"""Where in the data a run is: what a checkpoint keeps of it, and what must not have changed on resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bayeslora.errors import UsageError
+
+
+def position(trainer: Any) -> tuple[int, int]:
+    """Epoch and number of batches taken in it; the end of an epoch is the start of the next."""
+    epochs, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
+    epoch, taken = max(0, epochs.started - 1), batches.processed
+    return (epoch + 1, 0) if taken >= trainer.fit_loop.max_batches else (epoch, taken)
+
+
+def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that the order of the data is still the one of the checkpoint.
+
+    Raises:
+        UsageError: what has changed.
+    """
+    for name, value in now.items():
+        if saved[name] != value:
+            raise UsageError(
+                f"cannot resume: {name} is {value!r} and was {saved[name]!r} in the checkpoint; give the same data "
+                "arguments, or start a new run"
+            )

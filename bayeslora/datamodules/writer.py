@@ -1,0 +1,96 @@
+"""Prompts as they are sent: on their own, behind worked examples, or in a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bayeslora.datamodules.protocols import Prompt, Protocol
+from bayeslora.datamodules.question import Question
+from bayeslora.errors import UsageError
+
+Turn = dict[str, str]
+DATE = "26 Jul 2024"  # for templates that would otherwise write today's into every prompt
+
+
+class PromptWriter:
+    """A protocol's prompts behind worked examples.
+
+    Args:
+        protocol: Writes the prompts.
+        task: The benchmark's name among the protocol's tasks.
+        examples: Questions to show with their answers; of these, the first ``shots`` other than the one that is asked.
+        shots: How many examples to show.
+
+    Attributes:
+        separator: What stands between a prompt and its label.
+        bare: Whether the tokenizer is still to put its own special tokens in front.
+    """
+
+    bare = True
+
+    def __init__(self, protocol: Protocol, task: str, examples: Sequence[Question] = (), shots: int = 0) -> None:
+        self.protocol, self.task, self.examples, self.shots = protocol, task, examples, shots
+        self.separator = protocol.separator
+
+    def write(self, question: Question, shots: int | None = None) -> Prompt:
+        """The text up to the answer slot, with ``shots`` examples (all by default)."""
+        body = self.protocol.prompt(self.task, question)
+        worked = "".join(f"{asked}{self.separator}{label}\n\n" for asked, label in self._worked(question, shots))
+        return body.moved_into(worked + body.text, len(worked))
+
+    def _worked(self, question: Question, shots: int | None) -> list[tuple[str, str]]:
+        """Prompt and label of each example."""
+        others = [example for example in self.examples if example.content != question.content]
+        chosen = others[: self.shots if shots is None else shots]
+        labels = [self.protocol.labels(self.task, example)[example.label] for example in chosen]
+        return [(self.protocol.prompt(self.task, e).text, label) for e, label in zip(chosen, labels, strict=True)]
+
+
+class ChatWriter(PromptWriter):
+    """A protocol's prompts as a user's turns, the labels as the assistant's, in the tokenizer's own chat template.
+
+    The template is asked for the whole exchange with two different answers; what they share is the prompt. So
+    whatever the template puts in front of an answer (an empty thought, a space) stands there as in training.
+
+    Args:
+        protocol: Writes the prompts.
+        task: The benchmark's name among the protocol's tasks.
+        examples: See :class:`PromptWriter`.
+        shots: How many examples to show, each as an exchange of its own.
+        tokenizer: A Hugging Face tokenizer.
+
+    Raises:
+        UsageError: the tokenizer has no chat template.
+    """
+
+    bare = False
+
+    def __init__(self, protocol: Protocol, task: str, examples: Sequence[Question], shots: int, tokenizer: Any) -> None:
+        super().__init__(protocol, task, examples, shots)
+        if not tokenizer.chat_template:
+            name = tokenizer.name_or_path
+            raise UsageError(f"chat is true, but the tokenizer {name!r} has no chat template; set chat to false")
+        self.tokenizer = tokenizer
+        probe = self._until_answer([_user("?")])
+        self.separator = probe[len(probe.rstrip(" ")) :]
+
+    def write(self, question: Question, shots: int | None = None) -> Prompt:
+        """The text up to the assistant's answer."""
+        body = self.protocol.prompt(self.task, question)
+        turns = [turn for asked, label in self._worked(question, shots) for turn in (_user(asked), _assistant(label))]
+        text = self._until_answer([*turns, _user(body.text)]).removesuffix(self.separator)
+        return body.moved_into(text, text.rfind(body.text))
+
+    def _until_answer(self, turns: list[Turn]) -> str:
+        template = self.tokenizer.apply_chat_template
+        one, other = (template([*turns, _assistant(x)], tokenize=False, date_string=DATE) for x in ("A", "B"))
+        return one[: next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)]
+
+
+def _user(text: str) -> Turn:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> Turn:
+    return {"role": "assistant", "content": text}
