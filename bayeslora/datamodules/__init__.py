@@ -5,11 +5,15 @@ from typing import Any
 
 _MODULES = {
     "ARCDataModule": "arc",
+    "BoolQDataModule": "boolq",
+    "CommonsenseQADataModule": "commonsenseqa",
     "JSONLDataModule": "jsonl",
+    "MMLUDataModule": "mmlu",
     "MultipleChoiceDataModule": "multiple_choice",
     "OpenBookQADataModule": "openbookqa",
     "Question": "question",
     "SyntheticDataModule": "synthetic",
+    "WinoGrandeDataModule": "winogrande",
 }
 __all__ = list(_MODULES)
 

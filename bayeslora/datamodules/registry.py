@@ -21,6 +21,11 @@ DATASETS: dict[str, Callable[[str], Benchmark]] = {
     "arc_easy": _plain("arc", "ARC", "ARC-Easy"),
     "arc_challenge": _plain("arc", "ARC", "ARC-Challenge"),
     "obqa": _plain("openbookqa", "OpenBookQA"),
+    "csqa": _plain("commonsenseqa", "CommonsenseQA"),
+    "winogrande_s": _plain("winogrande", "WinoGrande", "s"),
+    "winogrande_m": _plain("winogrande", "WinoGrande", "m"),
+    "boolq": _plain("boolq", "BoolQ"),
+    "synthetic": _plain("synthetic", "Synthetic"),
 }
 
 
@@ -36,8 +41,15 @@ def _synthetic(split: str) -> Benchmark:
     return Synthetic(split)
 
 
+def _mmlu(subjects: str) -> Benchmark:
+    from bayeslora.datamodules.mmlu import MMLU
+
+    return MMLU(subjects.split("+"))
+
+
 # Prefix -> what makes the benchmark from the part after the colon, and what that part may be.
 FAMILIES: dict[str, tuple[Callable[[str], Benchmark], str]] = {
+    "mmlu": (_mmlu, "subject or group, several with +"),
     "synthetic": (_synthetic, "shifted, ood, easy, noisy or hard"),
     "jsonl": (_jsonl, "path"),
 }

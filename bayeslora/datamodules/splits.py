@@ -11,7 +11,6 @@ from bayeslora.datamodules.sampler import order
 from bayeslora.datamodules.source import Benchmark
 from bayeslora.errors import UsageError
 
-VALIDATION_SHARE = 0.2
 Divided = tuple[list[Question], list[Question]]
 
 
@@ -50,7 +49,7 @@ def load_training(
 
 def divide(pool: Sequence[Question], seed: int) -> Divided:
     """A seeded four fifths to train on and one fifth (rounded up) to validate on, each in its original order."""
-    n_validation = -int(-VALIDATION_SHARE * len(pool) // 1)
+    n_validation = -(-len(pool) // 5)
     chosen = set(order(seed, 1, len(pool))[:n_validation])
     rest = [question for i, question in enumerate(pool) if i not in chosen]
     return rest, [question for i, question in enumerate(pool) if i in chosen]

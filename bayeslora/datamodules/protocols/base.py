@@ -16,6 +16,10 @@ Support = Literal["options", "options_and_rest", "full_vocab"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 PROTOCOLS = {
     "default": "Default",
+    "laplace_lora": "LaplaceLoRA",
+    "swag_lora": "SWAGLoRA",
+    "blob": "BLoB",
+    "lora_ensembles": "LoRAEnsembles",
 }
 
 

@@ -1,0 +1,36 @@
+"""BoolQ (Clark et al., 2019): yes or no, given a passage; no public test labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
+from bayeslora.datamodules.question import Question
+from bayeslora.datamodules.source import Benchmark, Row
+
+
+class BoolQ(Benchmark):
+    """BoolQ with its passages; the options are no and yes, in this order."""
+
+    repository = "google/boolq"
+    name = "boolq"
+    task = "boolq"
+    sizes: Mapping[str, int] = {"train": 9427, "validation": 3270}
+
+    def parse(self, row: Row, fallback_id: str) -> Question:
+        """A question from a row."""
+        if not isinstance(row["answer"], bool):
+            raise ValueError(f"answer {row['answer']!r} is not true or false")
+        return Question(fallback_id, row["question"], ("No", "Yes"), int(row["answer"]), context=row["passage"])
+
+
+class BoolQDataModule(MultipleChoiceDataModule):
+    """BoolQ.
+
+    Args:
+        **kwargs: See :class:`MultipleChoiceDataModule`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(BoolQ(), **kwargs)

@@ -1,0 +1,34 @@
+"""CommonsenseQA (Talmor et al., 2019): five options, no public test labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
+from bayeslora.datamodules.question import Question, from_choices
+from bayeslora.datamodules.source import Benchmark, Row
+
+
+class CommonsenseQA(Benchmark):
+    """CommonsenseQA 1.11."""
+
+    repository = "tau/commonsense_qa"
+    name = "csqa"
+    task = "csqa"
+    sizes: Mapping[str, int] = {"train": 9741, "validation": 1221}
+
+    def parse(self, row: Row, fallback_id: str) -> Question:
+        """A question from a row."""
+        return from_choices(row, fallback_id)
+
+
+class CommonsenseQADataModule(MultipleChoiceDataModule):
+    """CommonsenseQA.
+
+    Args:
+        **kwargs: See :class:`MultipleChoiceDataModule`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(CommonsenseQA(), **kwargs)

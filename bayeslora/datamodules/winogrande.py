@@ -1,0 +1,46 @@
+"""WinoGrande (Sakaguchi et al., 2020): which of two names fills the gap, no public test labels."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
+from bayeslora.datamodules.question import Question
+from bayeslora.datamodules.source import Benchmark, Row
+from bayeslora.errors import UsageError
+
+TRAIN_SIZES = {"s": 640, "m": 2558}
+ANSWERS = ("1", "2")
+
+
+class WinoGrande(Benchmark):
+    """One of the training sizes of WinoGrande; the validation split is the same for all."""
+
+    repository = "allenai/winogrande"
+    task = "winogrande"
+
+    def __init__(self, size: str) -> None:
+        if size not in TRAIN_SIZES:
+            raise UsageError(f"size of WinoGrande is {size!r}; allowed: {', '.join(TRAIN_SIZES)}")
+        self.config = self.name = f"winogrande_{size}"
+        self.sizes = {"train": TRAIN_SIZES[size], "validation": 1267}
+
+    def parse(self, row: Row, fallback_id: str) -> Question:
+        """A question from a row."""
+        if row["answer"] not in ANSWERS:
+            raise ValueError(f"answer {row['answer']!r} is not among the options {ANSWERS}")
+        return Question(
+            fallback_id, row["sentence"], (row["option1"], row["option2"]), ANSWERS.index(row["answer"]), marks=ANSWERS
+        )
+
+
+class WinoGrandeDataModule(MultipleChoiceDataModule):
+    """WinoGrande.
+
+    Args:
+        size: Of the training set: ``s`` (640) or ``m`` (2,558).
+        **kwargs: See :class:`MultipleChoiceDataModule`.
+    """
+
+    def __init__(self, size: Literal["s", "m"] = "s", **kwargs: Any) -> None:
+        super().__init__(WinoGrande(size), **kwargs)
