@@ -19,21 +19,22 @@ SPLITS = ("train", "validation", "test")
 class JSONL(Benchmark):
     """A folder with ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``, or a single file.
 
+    A fifth of a single file, always the same one, is the test split; the rest is trained on.
+
     Each line is ``{"id", "question", "choices": {"text": [..], "label": [..]}, "answerKey"}`` as on the hub, or
     ``{"id", "question", "options": [..], "label": int}``, or, to classify sentences or pairs of them,
     ``{"id", "sentence1", "sentence2", "label": int}`` or ``{"id", "sentence", "label": int}``.
 
     Args:
         path: The folder or file.
-        seed: Splits a single file: a fifth of it is the test split, the rest is trained on.
         whole: Take a single file as a test split and leave it whole.
     """
 
     task = "jsonl"
     sizes: Mapping[str, int] = {}
 
-    def __init__(self, path: str, seed: int = 0, whole: bool = False) -> None:
-        self.path, self.seed, self.whole = Path(path), seed, whole
+    def __init__(self, path: str, whole: bool = False) -> None:
+        self.path, self.whole = Path(path), whole
         self.name = f"jsonl:{path}"
         if not self.path.exists():
             raise UsageError(f"path {path} does not exist; give a JSONL file or a folder with {_names(SPLITS)}")
@@ -72,7 +73,7 @@ class JSONL(Benchmark):
         questions = read_jsonl(self.path, self.parse, self.path.stem)
         if self.whole:
             return questions
-        test = set(order(self.seed, 2, len(questions))[: -(-len(questions) // 5)])
+        test = set(order(0, 0, len(questions))[: -(-len(questions) // 5)])
         return [question for i, question in enumerate(questions) if (i in test) == (split == "test")]
 
     def download(self) -> None:
@@ -93,13 +94,12 @@ class JSONLDataModule(MultipleChoiceDataModule):
 
     Args:
         path: A folder with ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``, or a single file, which is then
-            split by ``seed``.
-        seed: Of splits, order and draws.
+            split.
         **kwargs: See :class:`MultipleChoiceDataModule`.
     """
 
-    def __init__(self, path: str, seed: int = 0, **kwargs: Any) -> None:
-        super().__init__(JSONL(path, seed), seed=seed, **kwargs)
+    def __init__(self, path: str, **kwargs: Any) -> None:
+        super().__init__(JSONL(path), **kwargs)
 
 
 def _is_sentences(row: Row) -> bool:

@@ -84,6 +84,8 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         self.benchmark, self.data_dir, self.labels, self.seed = benchmark, data_dir, labels, seed
         self.protocol: Protocol = get_protocol(protocol)
         self.ood = {name: get_benchmark(name) for name in ood or []}
+        if len(set(self.test_names)) < 1 + len(ood or []):
+            raise UsageError(f"ood is {ood}; allowed: each test set once, and not {benchmark.name!r} itself")
         self.batch_size, self.eval_batch_size = batch_size, batch_size if eval_batch_size is None else eval_batch_size
         self.tokenizer_name, self.revision, self.readout = tokenizer, revision, readout
         self.shuffle_options, self.permutations, self.shots, self.chat = shuffle_options, permutations, shots, chat
@@ -98,9 +100,12 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
     def _check_arguments(self) -> None:
         if self.readout not in READOUTS:
             raise UsageError(f"readout is {self.readout!r}; allowed: {', '.join(READOUTS)}")
-        for name in ("batch_size", "eval_batch_size", "permutations"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        at_least = {"batch_size": 1, "eval_batch_size": 1, "permutations": 1, "num_workers": 0, "shots": 0}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+        if self.requested_length is not None and self.requested_length < 1:
+            raise UsageError(f"max_length is {self.requested_length}; allowed: 1 or more")
         for benchmark in (self.benchmark, *self.ood.values()):
             self.protocol.check_task(benchmark.task)
         prompting = {"shots": self.shots, "chat": self.chat}

@@ -30,7 +30,10 @@ class Question:
     marks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check what every reader needs: two options or more, and a label among them."""
+        """Check what every reader needs: texts, two options or more, and a label among them."""
+        for name, text in (("question", self.question), ("context", self.context), *(("option", o) for o in self.options)):
+            if not isinstance(text, str):
+                raise ValueError(f"question {self.id!r} has the {name} {text!r}; allowed: text")
         if len(self.options) < 2:
             raise ValueError(f"question {self.id!r} has {len(self.options)} option(s); allowed: 2 or more")
         if not 0 <= self.label < len(self.options):
@@ -65,7 +68,7 @@ def from_choices(row: Mapping[str, Any], fallback_id: str) -> Question:
         raise ValueError(f"answerKey {row['answerKey']!r} is not among the options {labels}")
     text = row["question"] if "question" in row else row["question_stem"]
     id_, label = str(row.get("id", fallback_id)), labels.index(row["answerKey"])
-    return Question(id_, text, tuple(texts), label, marks=tuple(map(str, labels)))
+    return Question(id_, text, tuple(texts), label, row.get("context", ""), marks=tuple(map(str, labels)))
 
 
 def from_options(row: Mapping[str, Any], fallback_id: str) -> Question:
@@ -77,5 +80,7 @@ def from_options(row: Mapping[str, Any], fallback_id: str) -> Question:
     label = row["label"]
     if isinstance(label, bool) or not isinstance(label, int):
         raise ValueError(f"label {label!r} is not the index of an option")
+    if not isinstance(row["options"], list):
+        raise ValueError(f"options are {row['options']!r}; allowed: a list of texts")
     id_, context = str(row.get("id", fallback_id)), row.get("context", "")
     return Question(id_, row["question"], tuple(row["options"]), label, context)
