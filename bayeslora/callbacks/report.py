@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,33 +14,44 @@ from rich.table import Table
 from bayeslora.callbacks.predictions import FILE, Predictions
 from bayeslora.errors import UsageError
 from bayeslora.files import write_json
-from bayeslora.metrics.evaluate import FLOOR_BINS, evaluate
+from bayeslora.metrics.evaluate import FLOOR_BINS, INTERVALS, evaluate
 from bayeslora.predictions import read_predictions
 
-_SECTIONS = (
-    ("", {
+_SECTIONS = {
+    "": {
         "n": "questions",
         "accuracy": "accuracy",
         "mean_confidence": "mean confidence",
         "nll": "NLL",
         "brier": "Brier",
+    },
+    "calibration": {
         f"ece_{FLOOR_BINS}": f"ECE ({FLOOR_BINS} bins)",
         f"ece_{FLOOR_BINS}_floor": "  its floor",
-    }),
-    ("uncertainty (nats)", {
+        "adaptive_ece": "adaptive ECE",
+        "classwise_ece": "class-wise ECE",
+        "mce": "MCE",
+    },
+    "uncertainty (nats)": {
         "total": "total",
         "aleatoric": "aleatoric",
         "epistemic": "epistemic",
         "outside_mass": "mass outside options",
-    }),
-    ("expected under true p", {
+    },
+    "selective prediction": {
+        "aurc": "area under curve",
+        "accuracy_at_80": "accuracy at 80 %",
+        "wrong_auroc_one_minus_confidence": "AUROC wrong/right",
+    },
+    "expected under true p": {
         "expected_accuracy": "accuracy",
         "expected_nll": "NLL",
         "expected_brier": "Brier",
         "expected_calibration_gap": "|confidence - p|",
         "kl": "KL",
-    }),
-)  # fmt: skip
+    },
+}
+_LABEL_WIDTH, _CELL_WIDTH = 28, 15  # characters, of the first column and of the others, rules included
 _SCORES = {
     "one_minus_confidence": "1 - confidence",
     "total": "total",
@@ -106,7 +117,8 @@ def report(directory: Path, plots: bool = True, console: Console | None = None) 
     metrics = evaluate(found.datasets, found.method, found.seed)
     write_json(directory / "metrics.json", metrics)
     console = console or Console()
-    console.print(table(metrics))
+    for table in tables(metrics, console.width):
+        console.print(table)
     saved: list[Path] = []
     if plots:
         from bayeslora.plots import save_plots  # matplotlib takes its time to load
@@ -117,43 +129,59 @@ def report(directory: Path, plots: bool = True, console: Console | None = None) 
     return Reported(metrics, saved)
 
 
-def table(metrics: dict[str, Any]) -> Table:
-    """The metrics of one run, a column a dataset."""
-    datasets, ood = metrics["datasets"], metrics["ood"]
+def tables(metrics: dict[str, Any], width: int) -> list[Table]:
+    """The metrics of one run, a column a dataset; behind ± half of a 95 % interval over the questions.
+
+    Args:
+        metrics: The content of ``metrics.json``.
+        width: Characters in a line; datasets that do not fit beside the others go to a further table.
+    """
+    names = list(metrics["datasets"])
+    fitting = max(1, (width - _LABEL_WIDTH) // max(_CELL_WIDTH, *(len(name) + 3 for name in names)))
+    return [_table(metrics, names[start : start + fitting]) for start in range(0, len(names), fitting)]
+
+
+def _table(metrics: dict[str, Any], names: Sequence[str]) -> Table:
     members = "" if metrics["n_members"] in (None, 1) else f", {metrics['n_members']} members"
     seed = "" if metrics["seed"] is None else f", seed {metrics['seed']}"
     result = Table(title=f"{metrics['method']}{members}{seed}", title_justify="left")
-    result.add_column("")
-    for name in datasets:
+    result.add_column("", no_wrap=True)
+    for name in names:
         result.add_column(name, justify="right")
-    for heading, rows in _SECTIONS:
-        present = {key: label for key, label in rows.items() if any(key in values for values in datasets.values())}
+    datasets = [metrics["datasets"][name] for name in names]
+    for heading, rows in _SECTIONS.items():
+        present = {key: label for key, label in rows.items() if any(key in values for values in datasets)}
         if heading and present:
             result.add_section()
             result.add_row(f"[italic]{heading}")
         for key, label in present.items():
-            result.add_row(label, *(_cell(values.get(key)) for values in datasets.values()))
-    if ood:
+            result.add_row(label, *(_cell(values.get(key), values[INTERVALS].get(key)) for values in datasets))
+    if set(names) & set(metrics["ood"]):
         result.add_section()
-        result.add_row(f"[italic]AUROC against {next(iter(datasets))}")
+        result.add_row(f"[italic]AUROC against {next(iter(metrics['datasets']))}")
         for score, label in _SCORES.items():
-            cells = [ood[name][score]["auroc"] if name in ood else None for name in datasets]
-            result.add_row(label, *map(_cell, cells))
+            found = [metrics["ood"].get(name, {}).get(score, {}) for name in names]
+            cells = [_cell(values.get("auroc"), values.get(INTERVALS, {}).get("auroc")) for values in found]
+            result.add_row(label, *cells)
     return result
 
 
 def flat(metrics: dict[str, Any]) -> dict[str, float]:
     """The numbers of ``metrics.json`` under one name each: ``test/<dataset>/<metric>`` and ``ood/<dataset>/...``."""
-    plain = {
-        f"test/{name}/{key}": value for name, values in metrics["datasets"].items() for key, value in values.items()
-    }
+    groups = {f"test/{name}": values for name, values in metrics["datasets"].items()}
     for name, by_score in metrics["ood"].items():
-        for score, values in by_score.items():
-            plain |= {f"ood/{name}/{score}/{key}": value for key, value in values.items()}
-    return plain
+        groups |= {f"ood/{name}/{score}": values for score, values in by_score.items()}
+    return {
+        f"{group}/{key}": value
+        for group, values in groups.items()
+        for key, value in values.items()
+        if isinstance(value, int | float)
+    }
 
 
-def _cell(value: float | int | None) -> str:
-    if value is None or math.isnan(value):
+def _cell(value: float | int | None, interval: Sequence[float] | None) -> str:
+    if value is None:
         return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}" + ("" if interval is None else f" ±{(interval[1] - interval[0]) / 2:.3f}")

@@ -2,8 +2,9 @@
 
 from bayeslora.metrics.answers import UNKNOWN, Answers
 from bayeslora.metrics.bins import ece_floor
-from bayeslora.metrics.calibration import ECE, ECEFloor
+from bayeslora.metrics.calibration import ECE, MCE, AdaptiveECE, ClasswiseECE, ECEFloor
 from bayeslora.metrics.evaluate import evaluate, uncertainty_scores
+from bayeslora.metrics.intervals import bootstrap, over_seeds
 from bayeslora.metrics.means import (
     NLL,
     Accuracy,
@@ -15,16 +16,23 @@ from bayeslora.metrics.means import (
     ExpectedNLL,
     Mean,
 )
-from bayeslora.metrics.ranking import AUROC, auroc
+from bayeslora.metrics.ranking import AUROC, Detection, auroc, average_precision, fpr_at_tpr
+from bayeslora.metrics.selective import AURC, AccuracyAtCoverage, risk_curve
 
 __all__ = [
+    "AURC",
     "AUROC",
     "ECE",
+    "MCE",
     "NLL",
     "UNKNOWN",
     "Accuracy",
+    "AccuracyAtCoverage",
+    "AdaptiveECE",
     "Answers",
     "Brier",
+    "ClasswiseECE",
+    "Detection",
     "Divergence",
     "ECEFloor",
     "ExpectedAccuracy",
@@ -33,7 +41,12 @@ __all__ = [
     "ExpectedNLL",
     "Mean",
     "auroc",
+    "average_precision",
+    "bootstrap",
     "ece_floor",
     "evaluate",
+    "fpr_at_tpr",
+    "over_seeds",
+    "risk_curve",
     "uncertainty_scores",
 ]

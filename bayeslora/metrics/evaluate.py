@@ -1,19 +1,24 @@
 """From predictions to the numbers of ``metrics.json``."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bayeslora.errors import UsageError
-from bayeslora.metrics import means, scores
+from bayeslora.metrics import calibration, means, scores, selective
 from bayeslora.metrics.answers import UNKNOWN, Answers
-from bayeslora.metrics.calibration import ECE, ECEFloor
-from bayeslora.metrics.ranking import AUROC
+from bayeslora.metrics.bins import bin_index
+from bayeslora.metrics.intervals import bootstrap
+from bayeslora.metrics.ranking import AUROC, Detection, auroc
 from bayeslora.types import CONTRACT_VERSION
 
 FLOOR_BINS = 15
+COVERAGES = (0.5, 0.8, 0.9)
+INTERVALS = "interval_95"
 
 
 def uncertainty_scores(answers: Answers) -> dict[str, Tensor]:
@@ -26,7 +31,7 @@ def uncertainty_scores(answers: Answers) -> dict[str, Tensor]:
     }
 
 
-def evaluate(datasets: Mapping[str, Answers], method: str, seed: int | None) -> dict[str, Any]:
+def evaluate(datasets: Mapping[str, Answers], method: str, seed: int | None, intervals: bool = True) -> dict[str, Any]:
     """Everything that ``metrics.json`` says about a run.
 
     Args:
@@ -34,10 +39,12 @@ def evaluate(datasets: Mapping[str, Answers], method: str, seed: int | None) -> 
             uncertainty tells it from the first.
         method: Name of the method.
         seed: Seed of the run.
+        intervals: Add bootstrap intervals over the questions under "interval_95".
 
     Returns:
         ``{"schema", "method", "seed", "n_members", "datasets": {name: {metric: number}}, "ood": {name: {score:
-        {metric: number}}}}``; ``n_members`` is None for a Gaussian.
+        {metric: number}}}}``; ``n_members`` is None for a Gaussian. A number that is not defined (an AUROC where
+        everything is right) is None.
 
     Raises:
         UsageError: If a label is not known.
@@ -48,23 +55,31 @@ def evaluate(datasets: Mapping[str, Answers], method: str, seed: int | None) -> 
         "method": method,
         "seed": seed,
         "n_members": datasets[first].n_members,
-        "datasets": {name: evaluate_dataset(name, answers) for name, answers in datasets.items()},
-        "ood": {name: detection(datasets[first], datasets[name]) for name in others},
+        "datasets": {name: _dataset(name, answers, intervals) for name, answers in datasets.items()},
+        "ood": {name: _detection(datasets[first], datasets[name], intervals) for name in others},
     }
 
 
-def evaluate_dataset(name: str, answers: Answers) -> dict[str, float | int]:
-    """The metrics of one dataset, by name."""
+def _dataset(name: str, answers: Answers, intervals: bool) -> dict[str, Any]:
     unlabelled = int((answers.label == UNKNOWN).sum())
     if unlabelled:
-        raise UsageError(f"{unlabelled} of {len(answers)} questions of {name} have no label; metrics need all of them")
+        raise UsageError(
+            f"{unlabelled} of {len(answers)} questions of {name} have no label; metrics need all of them (for a module "
+            "of another kind, give Predictions a label_fn)"
+        )
+    tensors = _calibration(answers) | _selective(answers) | _means(answers)
+    if answers.true_probs is not None:
+        tensors |= _expectations(answers.probs, answers.true_probs)
+    numbers: dict[str, Any] = {"n": len(answers)} | {key: _number(value) for key, value in tensors.items()}
+    return numbers | ({INTERVALS: _dataset_intervals(answers)} if intervals else {})
+
+
+def _means(answers: Answers) -> dict[str, Tensor]:
     probs, label = answers.probs, answers.label
     tensors = {
         "accuracy": means.Accuracy()(probs, label),
         "nll": means.NLL()(probs, label),
         "brier": means.Brier()(probs, label),
-        **{f"ece_{n}": ECE(n)(probs, label) for n in (10, 15, 20)},
-        f"ece_{FLOOR_BINS}_floor": ECEFloor(FLOOR_BINS)(probs),
         "mean_confidence": means.Mean()(scores.confidence(probs)),
         "total": means.Mean()(answers.total),
         "aleatoric": means.Mean()(answers.aleatoric),
@@ -72,9 +87,28 @@ def evaluate_dataset(name: str, answers: Answers) -> dict[str, float | int]:
     }
     if answers.logits is not None and answers.logsumexp is not None:
         tensors["outside_mass"] = means.Mean()(scores.outside_mass(answers.logits, answers.logsumexp))
-    if answers.true_probs is not None:
-        tensors |= _expectations(probs, answers.true_probs)
-    return {"n": len(answers)} | {key: float(value) for key, value in tensors.items()}
+    return tensors
+
+
+def _calibration(answers: Answers) -> dict[str, Tensor]:
+    probs, label = answers.probs, answers.label
+    return {
+        **{f"ece_{n}": calibration.ECE(n)(probs, label) for n in (10, 15, 20)},
+        f"ece_{FLOOR_BINS}_floor": calibration.ECEFloor(FLOOR_BINS)(probs),
+        "adaptive_ece": calibration.AdaptiveECE(FLOOR_BINS)(probs, label),
+        "classwise_ece": calibration.ClasswiseECE(probs.shape[1], FLOOR_BINS)(probs, label),
+        "mce": calibration.MCE(FLOOR_BINS)(probs, label),
+    }
+
+
+def _selective(answers: Answers) -> dict[str, Tensor]:
+    probs, label = answers.probs, answers.label
+    wrong = ~scores.correct(probs, label)
+    return {
+        "aurc": selective.AURC()(probs, label),
+        **{f"accuracy_at_{100 * c:.0f}": selective.AccuracyAtCoverage(c)(probs, label) for c in COVERAGES},
+        **{f"wrong_auroc_{name}": AUROC()(score, wrong) for name, score in uncertainty_scores(answers).items()},
+    }
 
 
 def _expectations(probs: Tensor, true_probs: Tensor) -> dict[str, Tensor]:
@@ -87,8 +121,44 @@ def _expectations(probs: Tensor, true_probs: Tensor) -> dict[str, Tensor]:
     }
 
 
-def detection(familiar: Answers, unfamiliar: Answers) -> dict[str, dict[str, float]]:
+def _dataset_intervals(answers: Answers) -> dict[str, list[float]]:
+    """Bootstrap intervals of the headline metrics, clipped to where the metric can be."""
+    probs, label = answers.probs, answers.label
+    confidence, correct = scores.confidence(probs), scores.correct(probs, label).double()
+    in_bin = torch.nn.functional.one_hot(bin_index(confidence, FLOOR_BINS), FLOOR_BINS).double()
+    gaps = in_bin * (correct - confidence)[:, None]
+    per_question = {"accuracy": correct, "nll": scores.nll(probs, label), "brier": scores.brier(probs, label)}
+    statistics: dict[str, Callable[[Tensor], Tensor]] = {
+        name: partial(_weighted_mean, values) for name, values in per_question.items()
+    }
+    statistics[f"ece_{FLOOR_BINS}"] = lambda weight: (weight @ gaps).abs().sum(-1) / len(answers)
+    return _clipped(bootstrap(statistics, [len(answers)]), {"nll": math.inf, "brier": 2.0})
+
+
+def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    return weight @ values / len(values)
+
+
+def _clipped(found: dict[str, tuple[float, float]], top: dict[str, float]) -> dict[str, list[float]]:
+    return {name: [min(max(end, 0.0), top.get(name, 1.0)) for end in ends] for name, ends in found.items()}
+
+
+def _detection(familiar: Answers, unfamiliar: Answers, intervals: bool) -> dict[str, dict[str, Any]]:
     """How well each uncertainty tells ``unfamiliar`` (positive) from ``familiar``: score to metric to number."""
-    positive = torch.cat([torch.zeros(len(familiar)), torch.ones(len(unfamiliar))]).bool()
+    sizes = [len(familiar), len(unfamiliar)]
+    positive = torch.arange(sum(sizes)) >= sizes[0]
     low, high = uncertainty_scores(familiar), uncertainty_scores(unfamiliar)
-    return {name: {"auroc": float(AUROC()(torch.cat([low[name], high[name]]), positive))} for name in low}
+    joined = {name: torch.cat([low[name], high[name]]) for name in low}
+    result: dict[str, dict[str, Any]] = {
+        name: {key: _number(value) for key, value in Detection()(score, positive).items()}
+        for name, score in joined.items()
+    }
+    if intervals:
+        statistics = {name: partial(auroc, score, positive) for name, score in joined.items()}
+        for name, ends in _clipped(bootstrap(statistics, sizes), {}).items():
+            result[name][INTERVALS] = {"auroc": ends}
+    return result
+
+
+def _number(value: Tensor) -> float | None:
+    return None if value.isnan() else float(value)

@@ -2,9 +2,10 @@
 
 import itertools
 
+import pytest
 import torch
 
-from bayeslora.metrics.selective import risk_curve
+from bayeslora.metrics.selective import AURC, AccuracyAtCoverage, risk_curve
 
 
 def test_a_perfect_order_declines_the_errors_first() -> None:
@@ -24,3 +25,22 @@ def test_ties_count_as_their_average_order() -> None:
     assert torch.allclose(risk_curve(confidence, right), torch.stack(curves).mean(0))
     shuffled = torch.tensor([3, 1, 4, 0, 2])
     assert torch.equal(risk_curve(confidence[shuffled], right[shuffled]), risk_curve(confidence, right))
+
+
+def test_area_under_the_curve_of_a_perfect_order() -> None:
+    """With n questions and e errors, all declined first: the area is the sum over k > n - e of (k - n + e) / k / n."""
+    n, e = 50, 12
+    probs = torch.stack([torch.linspace(0.9, 0.6, n), torch.linspace(0.1, 0.4, n)], dim=-1).double()
+    label = (torch.arange(n) >= n - e).long()
+    want = sum((k - n + e) / k for k in range(n - e + 1, n + 1)) / n
+    assert AURC()(probs, label).item() == pytest.approx(want)
+
+
+def test_accuracy_at_coverage() -> None:
+    probs = torch.stack([torch.linspace(0.9, 0.6, 10), torch.linspace(0.1, 0.4, 10)], dim=-1).double()
+    label = torch.tensor([0, 0, 0, 1, 0, 0, 0, 1, 1, 1])
+    want = {0.1: 1.0, 0.3: 1.0, 0.35: 0.75, 0.4: 0.75, 1.0: 0.6}
+    for coverage, accuracy in want.items():
+        assert AccuracyAtCoverage(coverage)(probs, label).item() == pytest.approx(accuracy)
+    with pytest.raises(ValueError, match="coverage is 0"):
+        AccuracyAtCoverage(0)
