@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +20,7 @@ class Benchmark:
     Attributes:
         name: Name of its test set in results, such as ``arc_easy``.
         task: What protocols know it as, such as ``arc``.
-        sizes: Published number of questions of each split that has public labels; a warning says where it differs.
+        sizes: Published number of questions of each split that has public labels; any other is refused.
         training: The splits that are trained on.
     """
 
@@ -60,15 +59,14 @@ class Benchmark:
             data_dir: Folder with files laid out as on the hub; None asks the hub.
 
         Raises:
-            UsageError: a file that is missing or corrupt, or no network.
+            UsageError: a file that is missing or corrupt, no network, or a size that is not the published one.
         """
         questions = read_source(self.repository, self.config, self.folder, split, data_dir, self.parse)
         if len(questions) != self.sizes[split]:
             where = f"{data_dir}/{self.folder}" if data_dir else self.repository
-            warnings.warn(
-                f"{where}, split {split!r}: {len(questions)} questions, published are {self.sizes[split]}; results do "
-                "not compare with others on this benchmark",
-                stacklevel=2,
+            raise UsageError(
+                f"{where}, split {split!r}: {len(questions)} questions, published are {self.sizes[split]}; give the "
+                "published files, or use JSONLDataModule for files of your own"
             )
         return questions
 

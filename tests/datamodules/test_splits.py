@@ -1,0 +1,76 @@
+"""What is trained, validated and tested on."""
+
+from pathlib import Path
+
+import pytest
+
+from bayeslora.datamodules import JSONLDataModule
+from bayeslora.errors import UsageError
+
+
+def test_a_folder_gives_its_files(question_folder: Path) -> None:
+    data = JSONLDataModule(path=str(question_folder))
+    sizes = [
+        len(questions) for questions in (data.train_questions, data.val_questions, data.questions(data.test_names[0]))
+    ]
+    assert sizes == [37, 10, 11]
+    assert [question.id for question in data.train_questions] == [f"train{i}" for i in range(37)]
+
+
+def test_without_a_validation_file_a_seeded_fifth_of_train(question_folder: Path) -> None:
+    (question_folder / "validation.jsonl").unlink()
+    chosen = []
+    for seed in (0, 0, 1):
+        data = JSONLDataModule(path=str(question_folder), seed=seed)
+        train, validation = ({q.id for q in questions} for questions in (data.train_questions, data.val_questions))
+        assert len(train) == 29
+        assert len(validation) == 8
+        assert train | validation == {f"train{i}" for i in range(37)}
+        chosen.append(validation)
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_without_a_test_file_validation_is_tested_on(question_folder: Path) -> None:
+    (question_folder / "test.jsonl").unlink()
+    data = JSONLDataModule(path=str(question_folder))
+    tested = {question.id for question in data.questions(data.test_names[0])}
+    assert tested == {f"validation{i}" for i in range(10)}
+    assert not tested & {question.id for question in data.val_questions}
+
+
+@pytest.mark.parametrize("budget, expected", [(2, (1, 1)), (10, (8, 2)), (37, (29, 8))])
+def test_the_label_budget_covers_training_and_validation(
+    question_folder: Path, budget: int, expected: tuple[int, int]
+) -> None:
+    data = JSONLDataModule(path=str(question_folder), labels=budget, seed=1)
+    assert (len(data.train_questions), len(data.val_questions)) == expected
+    ids = {question.id for question in data.train_questions + data.val_questions}
+    assert len(ids) == budget
+    assert all(id_.startswith("train") for id_ in ids)
+    assert len(data.questions(data.test_names[0])) == 11
+    other = JSONLDataModule(path=str(question_folder), labels=budget, seed=2)
+    assert ids != {question.id for question in other.train_questions + other.val_questions} or budget == 37
+
+
+@pytest.mark.parametrize("budget", [0, 1, 38])
+def test_a_budget_out_of_range(question_folder: Path, budget: int) -> None:
+    with pytest.raises(UsageError, match=rf"labels is {budget}; allowed .* 2 to 37"):
+        JSONLDataModule(path=str(question_folder), labels=budget).setup("fit")
+
+
+def test_fingerprint_follows_what_is_used(question_folder: Path) -> None:
+    first, same = (JSONLDataModule(path=str(question_folder)).fingerprint for _ in range(2))
+    assert first == same
+    assert len(first) == 64
+    assert JSONLDataModule(path=str(question_folder), labels=20).fingerprint != first
+    path = question_folder / "test.jsonl"
+    path.write_text(path.read_text().replace("sun", "sung"))
+    assert JSONLDataModule(path=str(question_folder)).fingerprint != first
+
+
+def test_duplicates_between_train_and_test_are_reported(question_folder: Path, byte_level: object) -> None:
+    row = (question_folder / "train.jsonl").read_text().splitlines()[4]
+    with (question_folder / "test.jsonl").open("a") as file:
+        file.write(row.replace("train4", "again") + "\n")
+    data = JSONLDataModule(path=str(question_folder), tokenizer=byte_level)
+    assert data.report()["in_train_and_test"] == [("train4", "again")]
