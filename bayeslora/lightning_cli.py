@@ -117,7 +117,7 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the run folder's callbacks, a logger in it, and bf16-mixed on a GPU."""
         config = self.config_init[self.subcommand]
-        callbacks = [RunFolder(config.overwrite), *_stage_callbacks(self.subcommand, self._root, config)]
+        callbacks = [RunFolder(), *_stage_callbacks(self.subcommand, self._root, config)]
         trainer = {"callbacks": [*(config.trainer.callbacks or []), *callbacks]}
         trainer["plugins"] = [*_as_list(config.trainer.plugins), AtomicCheckpointIO()]
         if config.trainer.logger in (None, True):

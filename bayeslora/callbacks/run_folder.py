@@ -39,19 +39,10 @@ class RunFolder(L.Callback):
 
     ``run.json`` holds the schema, package versions, commit, seed, base fingerprint and revision, data fingerprint,
     label budget, hardware, number of trainable parameters, seconds spent in fit and in test, and peak memory.
-
-    Args:
-        overwrite: Start over in a folder that holds a finished or interrupted run.
     """
 
-    def __init__(self, overwrite: bool = False) -> None:
-        self.overwrite = overwrite
+    def __init__(self) -> None:
         self._started = 0.0
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse to fit over another run."""
-        if stage == "fit" and trainer.is_global_zero:
-            refuse_second_fit(Path(trainer.default_root_dir), trainer.ckpt_path is not None, self.overwrite)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note what is about to run."""

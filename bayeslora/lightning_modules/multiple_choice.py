@@ -65,6 +65,7 @@ class MultipleChoiceModule(L.LightningModule):
         self.prediction = PredictionPath(self.predictive)
         self.val_nll, self.val_accuracy = MeanMetric(), MeanMetric()
         self._micro_step = 0
+        self._gradients: dict[str, Tensor] = {}
 
     # --- the model -----------------------------------------------------------------------------------------------
 
@@ -184,8 +185,32 @@ class MultipleChoiceModule(L.LightningModule):
         return {prefix + name: parameter.detach() for name, parameter in self.trainable().items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what the parameters belong to, and where the noise stands."""
-        checkpoint["bayeslora"] = {"base": self.model.base_fingerprint, "micro_step": self._micro_step}
+        """Note what the parameters belong to, where the noise stands, and gradients still adding up."""
+        checkpoint["bayeslora"] = {
+            "base": self.model.base_fingerprint,
+            "micro_step": self._micro_step,
+            "gradients": self._unfinished_gradients(),
+        }
+
+    def _unfinished_gradients(self) -> dict[str, Tensor]:
+        """What micro-batches have added up to since the last optimiser step, which a resumed run would lack.
+
+        Several processes save their mean: the optimiser sees the mean over processes too.
+        """
+        ready = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        stepped = ready % self.trainer.accumulate_grad_batches == 0 or ready >= self.trainer.num_training_batches
+        if stepped:
+            return {}
+        reduce = self.trainer.strategy.reduce
+        gradients = {name: p.grad for name, p in self.trainable().items() if p.grad is not None}
+        return {name: reduce(gradient.clone(), reduce_op="mean") for name, gradient in gradients.items()}
+
+    def on_train_start(self) -> None:
+        """Take up the gradients of an optimiser step that a checkpoint cut in two."""
+        for name, gradient in self._gradients.items():
+            parameter = self.trainable()[name]
+            parameter.grad = gradient.to(parameter.device)
+        self._gradients = {}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits this model, parameter by parameter.
@@ -202,7 +227,7 @@ class MultipleChoiceModule(L.LightningModule):
             f"({base}); give backbone.pretrained the base it was trained on",
         )
         _check_parameters(checkpoint["state_dict"], self.trainable())
-        self._micro_step = own["micro_step"]
+        self._micro_step, self._gradients = own["micro_step"], own["gradients"]
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load trainable parameters by their plain names."""

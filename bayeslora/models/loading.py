@@ -225,13 +225,14 @@ def _fresh_adapter(base: nn.Module, backbone: Backbone, lora: LoRA) -> nn.Module
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         modules_to_save=None if task == "CAUSAL_LM" else _head_names(base),
-        base_model_name_or_path=backbone.pretrained,
         revision=backbone.revision,
     )
     try:
-        return peft.get_peft_model(base, config, adapter_name=ADAPTER)
+        network = peft.get_peft_model(base, config, adapter_name=ADAPTER)
     except ValueError as error:
         raise UsageError(f"lora.target_modules {lora.target_modules} do not fit: {_first_line(error)}") from error
+    config.base_model_name_or_path = backbone.pretrained  # as the user named it, not where it was found
+    return network
 
 
 def _head_names(base: nn.Module) -> list[str]:
