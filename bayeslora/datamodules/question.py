@@ -31,7 +31,7 @@ class Question:
 
     def __post_init__(self) -> None:
         """Check what every reader needs: texts, two options or more, and a label among them."""
-        texts = [("question", self.question), ("context", self.context), *(("option", option) for option in self.options)]
+        texts = [("question", self.question), ("context", self.context), *(("option", o) for o in self.options)]
         for name, text in texts:
             if not isinstance(text, str):
                 raise ValueError(f"question {self.id!r} has the {name} {text!r}; allowed: text")
