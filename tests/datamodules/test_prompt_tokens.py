@@ -71,7 +71,8 @@ def test_the_names_of_real_label_tokens(tokenizer: Any) -> None:
     letters = [token[1:] for token in tokenizer.convert_ids_to_tokens(list(encoded.answers))]
     space = {token[0] for token in tokenizer.convert_ids_to_tokens(list(encoded.answers))}
     assert letters == list("ABCDE")
-    assert len(space) == 1 and space <= {"▁", "Ġ"}
+    assert len(space) == 1
+    assert space <= {"▁", "Ġ"}
 
 
 def test_a_label_of_two_tokens_is_refused() -> None:
@@ -93,7 +94,8 @@ def test_a_long_prompt_loses_the_front_of_its_passage_then_of_its_question(token
         (cut,) = encoder(tokenizer, whole.length - missing).encode([item])
         passage, asked = tokenizer.decode(cut.rows[0], skip_special_tokens=True).split("\n", maxsplit=1)
         assert (cut.cut, cut.length, cut.answers) == (True, whole.length - missing, whole.answers)
-        assert passage.startswith("Passage:") and passage.endswith("word38 word39.")
+        assert passage.startswith("Passage:")
+        assert passage.endswith("word38 word39.")
         assert len(passage) < len(f"Passage: {item.context}")
         assert asked == get_protocol("default").prompt("jsonl", question(item.question)).text
     removable = len(token_ids(tokenizer, [item.context, item.question])[0])
