@@ -108,12 +108,28 @@ def load_answer_model(backbone: Backbone, lora: LoRA, seed: int, device: torch.d
     Raises:
         UsageError: a model or adapter that cannot be found, does not fit, or is of a kind not supported.
     """
-    from bayeslora.models.answer_model import AnswerModel
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "head"))
         base = _load_base(backbone, device)
-        _silence_base_dropout(base)
+    return wrap(base, backbone, lora, seed)
+
+
+def wrap(base: nn.Module, backbone: Backbone, lora: LoRA, seed: int) -> AnswerModel:
+    """Put LoRA on a base that is in memory already, and make it answer questions.
+
+    Args:
+        base: A Hugging Face model, quantised or not.
+        backbone: What the base is; ``adapter``, ``readout`` and ``gradient_checkpointing`` say what becomes of it.
+        lora: The adapter, unless ``backbone.adapter`` names an existing one, whose own configuration then holds.
+        seed: Seeds the initial weights; the global random state is left alone.
+
+    Raises:
+        UsageError: an adapter that does not fit, or a model of a kind not supported.
+    """
+    from bayeslora.models.answer_model import AnswerModel
+
+    _silence_base_dropout(base)
+    with torch.random.fork_rng(devices=[]):  # peft draws weights that `initialise` replaces
         network = _existing_adapter(base, backbone) if backbone.adapter else _fresh_adapter(base, backbone, lora)
     context = SiteContext()
     names = install_sites(network, context)
@@ -183,8 +199,8 @@ def _load_base(backbone: Backbone, device: torch.device | str) -> nn.Module:
         if Path(name).exists():
             raise UsageError(f"cannot load a model from {name}: {_first_line(error)}") from error
         raise UsageError(
-            f"cannot find the model {name!r} in the local cache or on the hub; give backbone.pretrained a local folder, "
-            "or download it once with network and set HF_HUB_OFFLINE=1 (cache: HF_HOME)"
+            f"cannot find the model {name!r} in the local cache or on the hub; give backbone.pretrained a local "
+            "folder, or download it once with network and set HF_HUB_OFFLINE=1 (cache: HF_HOME)"
         ) from error
     except ValueError as error:
         raise UsageError(f"cannot load {name} for readout {backbone.readout!r}: {_first_line(error)}") from error
