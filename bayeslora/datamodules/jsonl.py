@@ -61,7 +61,7 @@ class JSONL(Benchmark):
         if self._classes and _is_sentences(row):
             second = row["sentence2"] if "sentence1" in row else row["sentence"]
             label = row["label"]
-            if label not in range(len(self._classes)):
+            if type(label) is not int or label not in range(len(self._classes)):
                 raise ValueError(f"label {label!r} is not a class; allowed: 0 to {len(self._classes) - 1}")
             return Question(str(row.get("id", fallback_id)), second, self._classes, label, row.get("sentence1", ""))
         return from_choices(row, fallback_id) if "choices" in row else from_options(row, fallback_id)
@@ -86,7 +86,7 @@ class JSONL(Benchmark):
         if not all(_is_sentences(row) for _, row in _first(json_lines(files[0]))):
             return ()
         labels = [row.get("label") for file in files for _, row in json_lines(file)]
-        return tuple(str(i) for i in range(max((x for x in labels if isinstance(x, int)), default=0) + 1))
+        return tuple(str(i) for i in range(max((x for x in labels if type(x) is int), default=0) + 1))
 
 
 class JSONLDataModule(MultipleChoiceDataModule):
