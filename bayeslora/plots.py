@@ -34,7 +34,7 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK = (
 GREY = "#BBBBBB"
 _COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -42,8 +42,8 @@ _STYLE: Any = {
     "legend.frameon": False,
 }
 _BAND = 0.95
-_FEW = 10  # questions in a bin, below which its accuracy says little
-_START = 20  # questions, below which an error rate is left out of a curve
+FEW = 10  # questions in a bin, below which its accuracy says little
+START = 20  # questions, below which an error rate is left out of a curve
 _TITLES = {
     "one_minus_confidence": "1 - confidence",
     "total": "total uncertainty (nats)",
@@ -80,7 +80,7 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def reliability(datasets: Mapping[str, Answers], n_bins: int = 15) -> Figure:
     """Accuracy against confidence in right-closed bins, a panel a dataset, with the number of questions in each bin.
 
@@ -114,7 +114,7 @@ def draw_reliability(axes: Axes, answers: Answers, n_bins: int) -> None:
     index = bin_index(confidence, n_bins)
     count, confidence_sum, correct_sum = bin_sums(confidence, correct, index, n_bins).numpy()
     mean, accuracy = confidence_sum / count.clip(1), correct_sum / count.clip(1)
-    many, few = (count >= _FEW).nonzero()[0], ((count > 0) & (count < _FEW)).nonzero()[0]
+    many, few = (count >= FEW).nonzero()[0], ((count > 0) & (count < FEW)).nonzero()[0]
     bounds = [CorrectCount.of(confidence[index == b]).interval(_BAND) for b in many.tolist()]
     low, high = np.array(bounds).reshape(-1, 2).T / count[many]
     axes.plot([0, 1], [0, 1], color=BLACK, linewidth=0.8, linestyle=":")
@@ -138,7 +138,7 @@ def draw_counts(axes: Axes, answers: Answers, n_bins: int) -> None:
     axes.set_xlabel("confidence")
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def risk_coverage(datasets: Mapping[str, Answers]) -> Figure:
     """Error rate among the answers kept, against the fraction kept, if the least confident are declined first.
 
@@ -149,7 +149,7 @@ def risk_coverage(datasets: Mapping[str, Answers]) -> Figure:
     for (name, answers), line in zip(datasets.items(), line_styles(), strict=False):
         risk = risk_curve(scores.confidence(answers.probs), scores.correct(answers.probs, answers.label))
         coverage = np.arange(1, len(risk) + 1) / len(risk)
-        axes.plot(coverage[_START - 1 :], risk.numpy()[_START - 1 :], label=f"{name} (area {risk.mean():.3f})", **line)
+        axes.plot(coverage[START - 1 :], risk.numpy()[START - 1 :], label=f"{name} (area {risk.mean():.3f})", **line)
     axes.set(xlabel="coverage (fraction answered)", ylabel="error rate", xlim=(0, 1), ylim=(0, None))
     axes.legend()
     return figure
@@ -162,7 +162,7 @@ def line_styles() -> Iterator[dict[str, Any]]:
             yield {"color": colour, "linestyle": _STYLES[(place + turn) % len(_STYLES)], "linewidth": 1.4}
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def uncertainty_right_wrong(answers: Answers, name: str) -> Figure:
     """How uncertain the method was of what it got right and of what it got wrong."""
     right = scores.correct(answers.probs, answers.label)
@@ -176,7 +176,7 @@ def uncertainty_right_wrong(answers: Answers, name: str) -> Figure:
     return figure
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def uncertainty_datasets(datasets: Mapping[str, Answers]) -> Figure:
     """How uncertain the method was of the in-distribution questions and of all others."""
     figure = Figure(figsize=(9.2, 2.8), layout="constrained")

@@ -54,7 +54,7 @@ def test_groups_are_resampled_apart() -> None:
 
 
 def test_interval_of_an_ece_allows_for_its_shift() -> None:
-    """A predictor that is 0.05 too confident in each of 15 bins: one quantile interval after another lies above that."""
+    """A predictor that is 0.05 too confident in each of 15 bins: most quantile intervals lie above that."""
     generator = torch.Generator().manual_seed(0)
     confidence = (torch.arange(15, dtype=torch.float64) / 30 + 0.515).repeat_interleave(40)
     probs = torch.stack([confidence, 1 - confidence], dim=-1)
