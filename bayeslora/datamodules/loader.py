@@ -53,7 +53,8 @@ class AnswerLoader:
         start = 0
         if self.resume is not None:
             (epoch, start), self.resume = self.resume, None
-            self.sampler.set_epoch(epoch)
+            assert isinstance(self.sampler, TrainBatches)  # only training is resumed
+            self.sampler.resume(epoch)
         epoch = self.sampler.epoch
         yield from DataLoader(
             self.dataset,

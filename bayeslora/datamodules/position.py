@@ -10,9 +10,8 @@ from bayeslora.errors import UsageError
 
 def position(trainer: Any) -> tuple[int, int]:
     """Epoch and number of batches taken in it; the end of an epoch is the start of the next."""
-    epochs, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
-    epoch, taken = max(0, epochs.started - 1), batches.processed
-    return (epoch + 1, 0) if taken >= trainer.fit_loop.max_batches else (epoch, taken)
+    epoch, taken = divmod(trainer.fit_loop.epoch_loop.batch_progress.total.processed, trainer.fit_loop.max_batches)
+    return int(epoch), int(taken)  # floats before there is any training data
 
 
 def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -39,7 +39,8 @@ class TrainBatches:
         rank: Of this process.
         world: Number of processes.
         member: Member of an ensemble whose order this is.
-        epoch: Set by the trainer before each epoch.
+        epoch: Whose batches these are.
+        shift: Between the trainer's count of epochs and this one.
     """
 
     lengths: Sequence[int]
@@ -51,9 +52,18 @@ class TrainBatches:
     world: int = 1
     member: int = 0
     epoch: int = 0
+    shift: int = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch."""
+        """Choose the epoch, as the trainer counts."""
+        self.epoch = epoch + self.shift
+
+    def resume(self, epoch: int) -> None:
+        """Take the trainer's present epoch for ``epoch``, and go on counting from there.
+
+        The trainer takes an epoch that ``max_steps`` cut short for complete; a prolonged run still has the rest of it.
+        """
+        self.shift += epoch - self.epoch
         self.epoch = epoch
 
     def __len__(self) -> int:

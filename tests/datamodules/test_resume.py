@@ -105,6 +105,22 @@ def test_a_finished_run_can_be_prolonged(question_folder: Path, tmp_path: Path, 
     assert trained(longer.events) == trained(whole.events)[BATCHES:]
 
 
+@pytest.mark.parametrize("steps", [3, STEPS, 7])
+def test_a_run_stopped_by_its_steps_can_be_prolonged(
+    question_folder: Path, tmp_path: Path, byte_level: Any, steps: int
+) -> None:
+    whole, _ = run(question_folder, byte_level, max_epochs=-1, max_steps=13)
+    _, short = run(question_folder, byte_level, max_epochs=-1, max_steps=steps)
+    short.save_checkpoint(tmp_path / "end.ckpt")
+    checkpoint = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    resume = {"max_epochs": -1, "max_steps": 13, "resume": tmp_path / "end.ckpt"}
+    longer, _ = run(question_folder, byte_level, checkpoint, **resume)
+    expected = [event[-1] for event in trained(whole.events)]
+    assert [event[-1] for event in trained(longer.events)] == expected[2 * steps :]
+    again, _ = run(question_folder, byte_level, **(resume | {"resume": tmp_path / f"step={steps + 1}.ckpt"}))
+    assert [event[-1] for event in trained(again.events)] == expected[2 * (steps + 1) :]
+
+
 def test_epochs_differ_and_questions_are_seen_once_each(question_folder: Path, byte_level: Any) -> None:
     whole, _ = run(question_folder, byte_level)
     ids = [[i for event in trained(whole.events) if event[1] == epoch for i in event[-1]] for epoch in range(3)]
