@@ -223,10 +223,22 @@ def _one_line_errors() -> Iterator[None]:
 
     try:
         yield
-    except ArgumentError as error:
-        raise UsageError(_condense(str(error))) from error
-    except MisconfigurationException as error:
-        raise UsageError(_condense(str(error))) from error
+    except UsageError:
+        raise
+    except (ArgumentError, ValueError, MisconfigurationException) as error:
+        own = _own_cause(error)
+        if own is None and not isinstance(error, ArgumentError | MisconfigurationException):
+            raise
+        raise own or UsageError(_condense(str(error))) from error
+
+
+def _own_cause(error: BaseException) -> UsageError | None:
+    """The refusal that a parser's error wraps: jsonargparse raises its own for whatever a class raises."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        if isinstance(cause, UsageError):
+            return cause
+        error = cause
+    return None
 
 
 def _condense(message: str) -> str:

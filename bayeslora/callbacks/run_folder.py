@@ -22,6 +22,7 @@ from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import save_posterior
 
 SCHEMA = 1
+_RESULTS = ("checkpoints", "posterior", "test", "predict")
 _PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "torchmetrics", "datasets")
 
 
@@ -97,8 +98,7 @@ def refuse_second_fit(root: Path, resuming: bool, overwrite: bool) -> None:
     Raises:
         UsageError: the folder holds a run, which is neither continued nor given up.
     """
-    ours = [root / name for name in ("checkpoints", "posterior", "test", "predict", "run.json", "fit-config.yaml")]
-    found = [path for path in ours if path.exists()]
+    found = [path for name in _RESULTS if (path := root / name).exists()]
     if not found or resuming:
         return
     if not overwrite:
