@@ -108,9 +108,7 @@ def read_predictions(path: Path) -> Predictions:
 
 def _table(name: str, answers: Answers) -> pa.Table:
     held = {attribute: tensor.numpy() for attribute, tensor in answers.tensors().items()}
-    members = max((held[key].shape[1] for key in ("members", "logits") if key in held), default=1)
-    options = held["options"]
-    lengths = {"options": options, "contrasts": options - 1, "members": np.full_like(options, members)}
+    lengths = {"options": held["options"], "contrasts": held["options"] - 1}
     columns: dict[str, Any] = {
         "example_id": pa.array(answers.example_id, pa.string()),
         "dataset": pa.array([name] * len(answers), pa.string()),
@@ -118,7 +116,9 @@ def _table(name: str, answers: Answers) -> pa.Table:
     }
     for column in _COLUMNS:
         if column.attribute in held:
-            columns[column.name] = to_lists(held[column.attribute], [lengths[axis] for axis in column.axes])
+            values = held[column.attribute]
+            lengths["members"] = np.full(len(answers), values.shape[1])
+            columns[column.name] = to_lists(values, [lengths[axis] for axis in column.axes])
         else:
             columns[column.name] = pa.nulls(len(answers), _list_type(len(column.axes)))
     return pa.table(columns)

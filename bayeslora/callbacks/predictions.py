@@ -14,8 +14,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from bayeslora import predictions
+from bayeslora.datamodules.option_order import merge_orders
 from bayeslora.errors import RunError, UsageError
-from bayeslora.lightning_modules.prediction import LogitsFn, prediction_path
+from bayeslora.lightning_modules.prediction import LogitsFn, owners, prediction_path
 from bayeslora.metrics.answers import Answers
 from bayeslora.types import AnswerBatch, Predictive
 
@@ -48,7 +49,8 @@ class Predictions(L.Callback):
         label_fn: For batches that are not of this package: batch to labels ``[B]``; None where they are not known.
         id_fn: Likewise: batch to row numbers ``[B]``; None counts the questions, which only one process can.
         datasets: Likewise: the name of each dataloader's dataset.
-        method: Name of the method; None takes the module's ``method``, or the name of its class.
+        method: Name of the method; None takes the module's ``method`` (or the name of its class) and those of the
+            callbacks on its prediction path: ``mle+temperature``.
     """
 
     def __init__(
@@ -97,12 +99,14 @@ class Predictions(L.Callback):
 
         Raises:
             RunError: If a probability is not a number.
-            UsageError: If there are several processes and nothing says which rows a batch holds.
+            UsageError: If there are several processes and nothing says which rows a batch holds, or a Gaussian would
+                have to be averaged over orders of the options.
         """
         predictive = outputs.get("predictive") if isinstance(outputs, dict) else outputs
         if not isinstance(predictive, Predictive):
             predictive = prediction_path(pl_module, self.logits_fn)(batch)
         if isinstance(batch, AnswerBatch):
+            batch, predictive = _one_order(batch, predictive)
             dataset, rows = batch.dataset, batch.example_id.cpu()
             label: Tensor | None = batch.label
         else:
@@ -125,7 +129,7 @@ class Predictions(L.Callback):
             name: _assemble([batch for batch in batches if batch.dataset == name], name, trainer)
             for name in dict.fromkeys(batch.dataset for batch in sorted(batches, key=lambda batch: batch.loader))
         }
-        method = str(self.method or getattr(pl_module, "method", type(pl_module).__name__))
+        method = self.method or _method(pl_module)
         if trainer.is_global_zero:
             (self.file.parent / "metrics.json").unlink(missing_ok=True)  # they would be those of other predictions
             predictions.write_predictions(predictions.Predictions(datasets, method, _seed(pl_module)), self.file)
@@ -143,6 +147,16 @@ class Predictions(L.Callback):
             )
         seen = sum(len(earlier.rows) for earlier in self._batches if earlier.dataset == dataset)
         return torch.arange(seen, seen + size)
+
+
+def _one_order(batch: AnswerBatch, predictive: Predictive) -> tuple[AnswerBatch, Predictive]:
+    """Average over the orders of the options, where a batch holds its questions in several."""
+    if batch.option_order is not None and predictive.gaussian is not None:
+        raise UsageError(
+            "a Gaussian over logits cannot be averaged over orders of the options; predict with samples, or set the "
+            "data's permutations to 1"
+        )
+    return merge_orders(batch, predictive)
 
 
 def _stop_at_nan(predictive: Predictive, dataset: str, rows: Tensor, trainer: L.Trainer) -> None:
@@ -211,6 +225,12 @@ def _whole(trainer: L.Trainer) -> bool:
     """Whether every batch was wanted."""
     limit = trainer.limit_predict_batches if trainer.predicting else trainer.limit_test_batches
     return limit == 1.0 and not isinstance(limit, int)
+
+
+def _method(pl_module: L.LightningModule) -> str:
+    """The module's method, then the callbacks on its prediction path: ``mle+swag+temperature``."""
+    base = str(getattr(pl_module, "method", type(pl_module).__name__))
+    return "+".join([base, *(owner.lower() for owner in owners(pl_module))])
 
 
 def _seed(pl_module: L.LightningModule) -> int | None:

@@ -54,6 +54,11 @@ class PredictionPath:
         self._claims.pop(owner, None)
         self._transforms.pop(owner, None)
 
+    @property
+    def owners(self) -> list[str]:
+        """Who is on the path: the posterior that claimed it, then the transforms in their order."""
+        return [*self._claims, *self._transforms]
+
     def untransformed(self, batch: Any) -> Predictive:
         """The prediction before any transform."""
         predict = next(iter(self._claims.values()), self._default)
@@ -90,6 +95,12 @@ def prediction_path(module: L.LightningModule, logits_fn: LogitsFn | None = None
             )
         _foreign[module] = PredictionPath(_ForeignPredict(module, logits_fn))
     return _foreign[module]
+
+
+def owners(module: L.LightningModule) -> list[str]:
+    """Who is on a module's path; nobody where it has none yet."""
+    path = getattr(module, "prediction", None) or _foreign.get(module)
+    return path.owners if isinstance(path, PredictionPath) else []
 
 
 class _ForeignPredict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from bayeslora.callbacks.predictions import Predictions
 from bayeslora.callbacks.report import Report
 from bayeslora.errors import RunError, UsageError
+from bayeslora.lightning_modules.prediction import prediction_path
 from bayeslora.metrics.answers import UNKNOWN
 from bayeslora.predictions import read_predictions
 from bayeslora.types import AnswerBatch, Predictive
@@ -115,6 +116,51 @@ def test_every_question_once_and_in_order(tmp_path: Path, batch_size: int, wrap:
     assert found.datasets["ood:far"].true_probs is None
 
 
+class TwoOrders(Data):
+    """Every question twice: its options in the source's order and turned round."""
+
+    def test_dataloader(self) -> list[Any]:
+        loader = super().test_dataloader()[0]
+        batches = [self.turned(batch) for batch in loader]
+        return [DataLoader(batches, batch_size=None)]
+
+    @staticmethod
+    def turned(batch: AnswerBatch) -> AnswerBatch:
+        wide = answer_batch([row for row in batch.example_id.tolist() for _ in range(2)], batch.dataset)
+        order = torch.arange(wide.answer_mask.shape[1]).repeat(len(wide), 1)
+        for row in range(1, len(wide), 2):
+            present = int(wide.answer_mask[row].sum())
+            order[row, :present] = order[row, :present].flip(0)
+        return replace(wide, option_order=order, label=order.gather(1, wide.label[:, None]).squeeze(1))
+
+
+class Shown(Module):
+    """Answers the options as they are shown, whatever their place; a Gaussian on request."""
+
+    gaussian = False
+
+    def test_step(self, batch: AnswerBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        source = logits_of(batch.example_id)[:, :, : batch.answer_mask.shape[1]]
+        logits = source.gather(-1, batch.option_order.expand(2, -1, -1))
+        if self.gaussian:
+            mean = (logits - logits[:, :, :1])[0, :, 1:]
+            return Predictive.from_gaussian(mean, torch.zeros(len(batch), mean.shape[1], mean.shape[1]))
+        return Predictive.from_logits(logits)
+
+
+def test_orders_of_the_options_are_averaged_into_one_prediction(tmp_path: Path) -> None:
+    rows = {"test": list(range(SIZES["test"]))}
+    trainer(tmp_path, Predictions()).test(Shown(), TwoOrders(rows))
+    answers = read_predictions(tmp_path / "test" / "predictions.parquet").datasets["test"]
+    row = torch.arange(SIZES["test"])
+    assert torch.allclose(answers.probs, Predictive.from_logits(logits_of(row)).probs)
+    assert torch.equal(answers.label, row % 2)
+    module = Shown()
+    module.gaussian = True
+    with pytest.raises(UsageError, match="permutations to 1"):
+        trainer(tmp_path / "gaussian", Predictions()).test(module, TwoOrders(rows))
+
+
 def test_predict_writes_a_folder_of_its_own(tmp_path: Path) -> None:
     trainer(tmp_path, Predictions()).predict(Module(), Data(), return_predictions=False)
     assert list(read_predictions(tmp_path / "predict" / "predictions.parquet").datasets) == ["test", "ood:far"]
@@ -181,6 +227,21 @@ def test_foreign_modules_take_two_functions(tmp_path: Path) -> None:
     )
     answers = read_predictions(tmp_path / "unlabelled" / "predictions.parquet").datasets["test"]
     assert (answers.label == UNKNOWN).all()
+
+
+def test_the_callbacks_on_the_prediction_path_name_the_method(tmp_path: Path) -> None:
+    class Sharper(L.Callback):
+        def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            path = prediction_path(pl_module, foreign_logits)
+            path.claim("Swag", lambda batch: Predictive.from_logits(pl_module.net(batch[0]).expand(3, -1, -1)))
+            path.append("Temperature", lambda predictive: predictive.tempered(0.5))
+
+    module, data = Foreign(), foreign_data()
+    trainer(tmp_path, Sharper(), Predictions()).test(module, DataLoader(data, 4))
+    found = read_predictions(tmp_path / "test" / "predictions.parquet")
+    assert found.method == "Foreign+swag+temperature"
+    assert found.datasets["test"].n_members == 3
+    assert torch.allclose(found.datasets["test"].probs, (2 * module.net(data.tensors[0]).double()).softmax(-1))
 
 
 def test_foreign_modules_without_functions_are_told(tmp_path: Path) -> None:
