@@ -63,13 +63,19 @@ class SaveStageConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Write the file; the run folder's own check has passed by now."""
-        file = Path(trainer.default_root_dir) / f"{trainer.state.fn.value}-config.yaml"
+        file = Path(trainer.default_root_dir) / f"{_stage(trainer)}-config.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, str(file), skip_none=False, overwrite=True, multifile=False)
 
 
+def _stage(trainer: Trainer) -> str:
+    return str(getattr(trainer.state.fn, "value", trainer.state.fn))
+
+
 class CommandLine(LightningCLI):
     """LightningCLI whose run folder, checkpoints and links are this package's."""
+
+    subcommand: str
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the run folder, and link what model, data and seed share."""
@@ -118,7 +124,7 @@ class CommandLine(LightningCLI):
         """The trainer with the run folder's callbacks, a logger in it, and bf16-mixed on a GPU."""
         config = self.config_init[self.subcommand]
         callbacks = [RunFolder(), *_stage_callbacks(self.subcommand, self._root, config)]
-        trainer = {"callbacks": [*(config.trainer.callbacks or []), *callbacks]}
+        trainer: dict[str, Any] = {"callbacks": [*(config.trainer.callbacks or []), *callbacks]}
         trainer["plugins"] = [*_as_list(config.trainer.plugins), AtomicCheckpointIO()]
         if config.trainer.logger in (None, True):
             trainer["logger"] = CSVLogger(self._root, name="logs", version=_log_folder(self._root, self.subcommand))

@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from bayeslora import __version__
 from bayeslora.errors import UsageError
 from bayeslora.files import replacing, write_json
+from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import save_posterior
 
@@ -54,13 +55,9 @@ class RunFolder(L.Callback):
         """Note what it cost and save the trained adapter."""
         spent = _run_record(trainer).get("train_seconds", 0.0) + time.monotonic() - self._started
         self._note(trainer, {"train_seconds": round(spent, 3), "peak_bytes": _peak_bytes(pl_module.device)})
-        trainable = getattr(pl_module, "trainable", None)
-        if trainable is not None and trainer.is_global_zero:
-            config = pl_module.model.network.peft_config["default"].to_dict()
-            folder = Path(trainer.default_root_dir) / "posterior"
-            save_posterior(
-                Point(trainable()), folder, {**config, "inference_mode": True}, pl_module.model.base_fingerprint
-            )
+        if isinstance(pl_module, MultipleChoiceModule) and trainer.is_global_zero:
+            folder, model = Path(trainer.default_root_dir) / "posterior", pl_module.model
+            save_posterior(Point(model.trainable()), folder, model.adapter_config, model.base_fingerprint)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; note the run where nothing was trained in this folder."""
@@ -122,7 +119,7 @@ def _run_record(trainer: L.Trainer) -> dict[str, Any]:
 def _identity(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     backbone, model = getattr(pl_module, "backbone", None), getattr(pl_module, "model", None)
-    report = getattr(datamodule, "report", dict)()
+    report: dict[str, Any] = datamodule.report() if hasattr(datamodule, "report") else {}
     return {
         "method": getattr(pl_module, "method", type(pl_module).__name__),
         "seed": getattr(pl_module, "seed", None),

@@ -43,7 +43,9 @@ class Temperature(L.Callback):
         self.temperature = None
         prediction_path(pl_module, self.logits_fn).append(OWNER, self._apply)
 
-    def on_test_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Before the first batch, find the temperature."""
         if self.temperature is None:
             self.temperature = self._find(trainer, pl_module)

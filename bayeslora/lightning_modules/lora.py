@@ -24,7 +24,7 @@ class LoRAModule(MultipleChoiceModule):
     shrinks all weights at the same rate, is no Gaussian prior, and hardly acts at LoRA's usual learning rates.
 
     With ``samples`` above zero and ``lora.dropout`` above zero, prediction averages that many dropout draws in one pass
-    (MC dropout, Gal & Ghahramani 2016). A draw is one mask per question, site and token position, the same in any batch.
+    (MC dropout, Gal & Ghahramani 2016). A draw is a mask per question, site and token position, whatever the batch.
 
     Args:
         backbone: The frozen base model.

@@ -28,7 +28,7 @@ class MultipleChoiceModule(L.LightningModule):
         backbone: The frozen base model.
         lora: The trained low-rank update.
         learning_rate: Peak learning rate of AdamW.
-        weight_decay: Decoupled weight decay of AdamW: each step shrinks the weights by ``learning_rate * weight_decay``.
+        weight_decay: Decoupled weight decay of AdamW: a step shrinks the weights by ``learning_rate * weight_decay``.
         warmup: Fraction of all steps over which the rate rises from zero; it then falls linearly to zero.
         support: What the loss normalises over: the ``options``' labels, or the ``full_vocab``. None takes what the
             data's protocol asks for.
@@ -82,7 +82,7 @@ class MultipleChoiceModule(L.LightningModule):
             strategy = type(self.trainer.strategy).__name__
             _require(
                 not any(kind in strategy for kind in ("FSDP", "DeepSpeed", "ModelParallel")),
-                f"strategy {strategy} shards the weights; allowed: a single device or ddp (a 4-bit 7B model needs 6 GB)",
+                f"strategy {strategy} shards the weights; allowed: a single device or ddp, with 4bit for a large base",
             )
             device = self.trainer.strategy.root_device
         self.model = load_answer_model(self.backbone, self.lora, self.seed, device)
@@ -122,11 +122,11 @@ class MultipleChoiceModule(L.LightningModule):
     def _answers(self, batch: AnswerBatch, samples: Samples | None, vocabulary: Any = "none") -> AnswerOutput:
         return self.model(batch, samples, vocabulary, self.chunk)
 
-    def test_step(self, batch: AnswerBatch, batch_idx: int, dataloader_idx: int = 0) -> Predictive:
+    def test_step(self, batch: AnswerBatch, batch_idx: int, dataloader_idx: int = 0) -> Predictive:  # type: ignore[override]
         """The prediction path's answer, for callbacks to read."""
         return self.prediction(batch)
 
-    def predict_step(self, batch: AnswerBatch, batch_idx: int, dataloader_idx: int = 0) -> Predictive:
+    def predict_step(self, batch: AnswerBatch, batch_idx: int, dataloader_idx: int = 0) -> Predictive:  # type: ignore[override]
         """The prediction path's answer, for callbacks to read."""
         return self.prediction(batch)
 
@@ -180,7 +180,7 @@ class MultipleChoiceModule(L.LightningModule):
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
-    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trainable parameters under their plain names; never the base."""
         return {prefix + name: parameter.detach() for name, parameter in self.trainable().items()}
 
@@ -218,8 +218,9 @@ class MultipleChoiceModule(L.LightningModule):
         Raises:
             UsageError: another base, another rank, a missing or unexpected parameter.
         """
-        own = checkpoint.get("bayeslora")
-        _require(own is not None, "this checkpoint was not written by bayeslora; allowed: checkpoints of this package")
+        if "bayeslora" not in checkpoint:
+            raise UsageError("this checkpoint was not written by bayeslora; allowed: checkpoints of this package")
+        own = checkpoint["bayeslora"]
         base = self.model.base_fingerprint
         _require(
             own["base"] == base,
@@ -240,7 +241,7 @@ class MultipleChoiceModule(L.LightningModule):
 
 
 def warmup_decay(step: int, warmup: float, total: int) -> float:
-    """Factor on the peak learning rate at ``step`` of ``total``: up over ``warmup * total`` steps, down to zero after."""
+    """Factor on the peak learning rate at ``step`` of ``total``: up for ``warmup * total`` steps, then down to zero."""
     rising = max(1, round(warmup * total)) if warmup > 0 else 0
     if step < rising:
         return step / rising

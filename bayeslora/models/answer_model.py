@@ -70,6 +70,12 @@ class AnswerModel(nn.Module):
         """The trainable parameters by their plain names, in the order of the network."""
         return {plain_name(name): p for name, p in self.network.named_parameters() if p.requires_grad}
 
+    @property
+    def adapter_config(self) -> dict[str, Any]:
+        """The configuration of the adapter as plain peft reads it from disk."""
+        configs: Any = self.network.peft_config
+        return {**configs[ADAPTER].to_dict(), "inference_mode": True}
+
     def checkpoint_gradients(self) -> None:
         """Recompute layers in the backward pass, with the state the sites had in the forward pass."""
         enable = getattr(self._base, "activation_checkpointing_enable", None)
@@ -112,7 +118,7 @@ class AnswerModel(nn.Module):
 
     @property
     def _bytes_per_token(self) -> int:
-        config = self.network.config  # type: ignore[union-attr]
+        config: Any = self.network.config
         wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         return 4 * (6 * config.hidden_size + 3 * wide)  # float32 upper bound on what one layer holds at once
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -89,7 +90,7 @@ def config_of(kind: type[T], value: T | dict[str, Any] | None) -> T:
         return kind()
     if isinstance(value, kind):
         return value
-    values = dict(value)  # type: ignore[call-overload]
+    values: dict[str, Any] = dict(value)  # type: ignore[arg-type]
     allowed = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     for key in values:
         _check_choice(f"key of {kind.__name__}", key, allowed)
@@ -142,7 +143,7 @@ def wrap(base: nn.Module, backbone: Backbone, lora: LoRA, seed: int) -> AnswerMo
     return model
 
 
-def initialise(parameters: dict[str, Tensor], *seed: int | str) -> None:
+def initialise(parameters: Mapping[str, Tensor], *seed: int | str) -> None:
     """Draw every A from U(-1/sqrt(d_in), 1/sqrt(d_in)) and set every B to zero, as peft does.
 
     Each parameter has a stream of its own, named by ``seed`` and its name, so that a member of an ensemble starts the
@@ -183,10 +184,12 @@ def _load_base(backbone: Backbone, device: torch.device | str) -> nn.Module:
     import transformers
 
     name = resolve_pretrained(backbone.pretrained)
+    auto: Any
+    extra: dict[str, Any] = {}
     if backbone.readout == "label_token":
-        auto, extra = transformers.AutoModelForCausalLM, {}
+        auto = transformers.AutoModelForCausalLM
     elif backbone.num_labels is None:
-        auto, extra = transformers.AutoModelForMultipleChoice, {}
+        auto = transformers.AutoModelForMultipleChoice
     else:
         auto, extra = transformers.AutoModelForSequenceClassification, {"num_labels": backbone.num_labels}
     options: dict[str, Any] = {"dtype": backbone.dtype, "revision": backbone.revision or "main", **extra}
@@ -227,7 +230,7 @@ def _silence_base_dropout(base: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010  a plain float on some attention modules
 
 
 def _fresh_adapter(base: nn.Module, backbone: Backbone, lora: LoRA) -> nn.Module:

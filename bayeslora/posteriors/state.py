@@ -102,7 +102,7 @@ def _write(posterior: Posterior, folder: Path, adapter_config: Mapping[str, Any]
 
 
 def _plain(value: object) -> object:
-    """peft's configurations hold sets and enums."""
+    """Configurations of peft hold sets and enums."""
     return sorted(value) if isinstance(value, set | frozenset) else str(getattr(value, "value", value))
 
 
