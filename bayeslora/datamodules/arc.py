@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question, from_choices
@@ -37,9 +37,9 @@ class ARCDataModule(MultipleChoiceDataModule):
     """ARC-Easy or ARC-Challenge.
 
     Args:
-        config: Which part.
+        config: ``ARC-Easy`` or ``ARC-Challenge``.
         **kwargs: See :class:`MultipleChoiceDataModule`.
     """
 
-    def __init__(self, config: Literal["ARC-Easy", "ARC-Challenge"] = "ARC-Easy", **kwargs: Any) -> None:
+    def __init__(self, config: str = "ARC-Easy", **kwargs: Any) -> None:
         super().__init__(ARC(config), **kwargs)
