@@ -35,7 +35,9 @@ class JSONL(Benchmark):
 
     def __init__(self, path: str, whole: bool = False) -> None:
         self.path, self.whole = Path(path), whole
-        self.name = f"jsonl:{path}"
+        self.name = (
+            f"jsonl:{self.path.stem}"  # not the whole path: results, and noise, do not depend on where files lie
+        )
         if not self.path.exists():
             raise UsageError(f"path {path} does not exist; give a JSONL file or a folder with {_names(SPLITS)}")
 

@@ -57,9 +57,6 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
             a list of batches, one for each.
     """
 
-    # A rank may be left without test questions; it then has nothing to do.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self,
         benchmark: Benchmark,
@@ -81,6 +78,8 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        # With very few questions a process may be left without any; it then has nothing to do.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.benchmark, self.data_dir, self.labels, self.seed = benchmark, data_dir, labels, seed
         self.protocol: Protocol = get_protocol(protocol)
         self.ood = {name: get_benchmark(name) for name in ood or []}
@@ -142,12 +141,23 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         if name not in self._questions:
             benchmark = self._benchmark(name)
             if name in (TRAIN, VALIDATION):
-                both = load_training(benchmark, self.protocol, self.data_dir, self.labels, self.seed)
-                self._questions[TRAIN], self._questions[VALIDATION] = both
+                train, validation = load_training(benchmark, self.protocol, self.data_dir, self.labels, self.seed)
+                self._questions |= {TRAIN: train, VALIDATION: self._evaluated(validation)}
             else:
                 split = self.protocol.splits(benchmark).test
-                self._questions[name] = load_split(benchmark, split, self.protocol, self.data_dir)
+                self._questions[name] = self._evaluated(load_split(benchmark, split, self.protocol, self.data_dir))
         return self._questions[name]
+
+    def _evaluated(self, questions: list[Question]) -> list[Question]:
+        """The questions the protocol evaluates: all, or as many as fill batches."""
+        if not self.protocol.drop_last:
+            return questions
+        if len(questions) < self.eval_batch_size:
+            raise UsageError(
+                f"eval_batch_size is {self.eval_batch_size}; allowed: {len(questions)} or less, since protocol "
+                f"{self.protocol.name!r} drops a batch that is not full"
+            )
+        return questions[: len(questions) // self.eval_batch_size * self.eval_batch_size]
 
     def _benchmark(self, name: str) -> Benchmark:
         here = [TRAIN, VALIDATION, *self.test_names]
@@ -188,9 +198,16 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
             "n_train": len(sets[TRAIN]),
             "n_val": len(sets[VALIDATION]),
             "n_test": {name: len(sets[name]) for name in self.test_names},
+            "left_out_of_test": {name: self._left_out(name) for name in self.test_names},
             "cut": {name: sum(item.cut for item in self.encoded(name)) for name in self._in_use},
             "in_train_and_test": shared_questions(sets[TRAIN], sets[self.benchmark.name]),
         }
+
+    def _left_out(self, name: str) -> int:
+        """How many published test questions the protocol does not use."""
+        benchmark = self._benchmark(name)
+        used = len(self.questions(name))
+        return benchmark.sizes.get(self.protocol.splits(benchmark).test, used) - used
 
     # ---- tokens
 
@@ -261,8 +278,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         else:
             rows = Rows(in_orders(self.questions(name), self._encoder(name), permutations))
         size = max(1, self.eval_batch_size // permutations)
-        batches = EvalBatches(rows.lengths, size, self.protocol.order, self.protocol.drop_last, *self._ranks())
-        return self._loader(name, rows, batches)
+        return self._loader(name, rows, EvalBatches(rows.lengths, size, self.protocol.order, *self._ranks()))
 
     def _loader(
         self, name: str, rows: Rows, sampler: TrainBatches | EvalBatches, resume: tuple[int, int] | None = None

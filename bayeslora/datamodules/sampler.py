@@ -98,7 +98,6 @@ class EvalBatches:
         lengths: Length in tokens of each question.
         batch_size: Questions in a batch.
         how: ``bucketed`` sorts by length, anything else leaves the questions as they stand.
-        drop_last: Whether a last batch that is not full is left out.
         rank: Of this process.
         world: Number of processes.
         epoch: Of the batches; always the same.
@@ -107,7 +106,6 @@ class EvalBatches:
     lengths: Sequence[int]
     batch_size: int
     how: Order = "bucketed"
-    drop_last: bool = False
     rank: int = 0
     world: int = 1
     epoch: int = 0
@@ -117,15 +115,14 @@ class EvalBatches:
 
     def __len__(self) -> int:
         """Number of batches on this rank."""
-        n = len(range(self.rank, len(self.lengths), self.world))
-        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+        return -(-len(range(self.rank, len(self.lengths), self.world)) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches, as row numbers of their questions."""
         rows = list(range(len(self.lengths)))
         if self.how == "bucketed":
             rows.sort(key=lambda row: (-self.lengths[row], row))
-        yield from chunks(rows[self.rank :: self.world], self.batch_size)[: len(self)]
+        yield from chunks(rows[self.rank :: self.world], self.batch_size)
 
 
 def chunks(values: list[T], size: int) -> list[list[T]]:

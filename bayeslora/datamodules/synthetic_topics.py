@@ -65,11 +65,13 @@ class Topic:
         name: What an option says.
         weights: g_k(w) for every word of the realm, in the order of :func:`words`.
         log_probs: log p(w | k) in nats, likewise.
+        own_words: T_k, as indices into :func:`words`.
     """
 
     name: str
     weights: tuple[int, ...]
     log_probs: tuple[float, ...]
+    own_words: frozenset[int]
 
 
 @cache
@@ -83,9 +85,9 @@ def _family(names: tuple[str, ...], n_words: int, rng: random.Random) -> tuple[T
     common = set(rng.sample(range(n_words), _FAMILY_WORDS))
     topics = []
     for name in names:
-        own = set(rng.sample(range(n_words), _TOPIC_WORDS))
+        own = frozenset(rng.sample(range(n_words), _TOPIC_WORDS))
         weights = tuple(1 + FAMILY_WEIGHT * (w in common) + TOPIC_WEIGHT * (w in own) for w in range(n_words))
-        topics.append(Topic(name, weights, tuple(math.log(weight / sum(weights)) for weight in weights)))
+        topics.append(Topic(name, weights, tuple(math.log(weight / sum(weights)) for weight in weights), own))
     return tuple(topics)
 
 

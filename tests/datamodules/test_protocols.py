@@ -199,3 +199,7 @@ def test_blob_neither_shuffles_nor_keeps_a_last_batch_that_is_not_full(data_dir:
     assert train == [list(range(start, start + 48)) for start in range(0, 4957 - 47, 48)]
     (test,) = data.test_dataloader()
     assert [len(batch) for batch in test] == [48] * (500 // 48)
+    assert len(data.questions("obqa")) == 480
+    assert data.report()["left_out_of_test"] == {"obqa": 20}
+    with pytest.raises(UsageError, match="eval_batch_size is 501; allowed: 500 or less"):
+        OpenBookQADataModule(data_dir=data_dir, protocol="blob", eval_batch_size=501).setup("test")

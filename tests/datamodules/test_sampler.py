@@ -101,6 +101,5 @@ def test_evaluation_goes_from_long_to_short() -> None:
 
 def test_drop_last_leaves_out_what_does_not_fill_a_batch() -> None:
     train = TrainBatches([1] * 11, 4, seed=0, how="sequential", drop_last=True)
-    evaluation = EvalBatches([1] * 11, 4, how="sequential", drop_last=True)
-    assert list(train) == list(evaluation) == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert len(train) == len(evaluation) == 2
+    assert list(train) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert len(train) == 2

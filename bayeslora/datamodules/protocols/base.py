@@ -67,8 +67,8 @@ class Protocol:
         labels_from: How label tokens are found: ``context`` (the one token that follows the prompt), or the ``first``
             or ``last`` token of the label on its own.
         separator: Between prompt and label.
-        order: Of the training batches.
-        drop_last: Whether a last batch that is not full is left out, in training and in testing.
+        order: Of the batches.
+        drop_last: Whether a last batch that is not full is left out, in training and in evaluation.
         tasks: The tasks it defines prompts for; None is any.
     """
 
