@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rich.table import Table
 
 from bayeslora.comparison import COSTS, RUN, Comparison, Summary
 from bayeslora.metrics.evaluate import FLOOR_BINS
+from bayeslora.terminal import fitting
 
 _ECE = f"ece_{FLOOR_BINS}"
 _FLOOR = f"ece_{FLOOR_BINS}_floor"
@@ -58,7 +59,7 @@ def rich_tables(comparison: Comparison, width: int) -> Iterator[Table]:
     for grid in _grids(comparison):
         columns = [column for column in grid.columns if column.title.rstrip(_STAR) in _TERMINAL]
         room = width - _NAME_WIDTH - max(len(name) for name in grid.methods)
-        for part in _fitting(columns, room):
+        for part in fitting(columns, _width, room):
             table = Table(title=grid.title, title_justify="left", show_lines=True)
             table.add_column("", no_wrap=True)
             for column in part:
@@ -68,19 +69,9 @@ def rich_tables(comparison: Comparison, width: int) -> Iterator[Table]:
             yield table
 
 
-def _fitting(columns: Sequence[_Column], room: int) -> Iterator[list[_Column]]:
-    """The columns in groups that fit in ``room`` characters."""
+def _width(column: _Column) -> int:
     widths: dict[Callable[[Summary], str], int] = {_show_score: _SCORE_WIDTH, _show_mean: _MEAN_WIDTH}
-    part: list[_Column] = []
-    left = room
-    for column in columns:
-        need = widths.get(column.show, _COST_WIDTH)
-        if part and need > left:
-            yield part
-            part, left = [], room
-        part.append(column)
-        left -= need
-    yield part
+    return widths.get(column.show, _COST_WIDTH)
 
 
 def markdown_text(comparison: Comparison) -> str:

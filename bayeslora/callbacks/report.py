@@ -16,6 +16,7 @@ from bayeslora.errors import UsageError
 from bayeslora.files import write_json
 from bayeslora.metrics.evaluate import FLOOR_BINS, INTERVALS, evaluate
 from bayeslora.predictions import read_predictions
+from bayeslora.terminal import fitting
 
 _SECTIONS = {
     "": {
@@ -136,9 +137,8 @@ def tables(metrics: dict[str, Any], width: int) -> list[Table]:
         metrics: The content of ``metrics.json``.
         width: Characters in a line; datasets that do not fit beside the others go to a further table.
     """
-    names = list(metrics["datasets"])
-    fitting = max(1, (width - _LABEL_WIDTH) // max(_CELL_WIDTH, *(len(name) + 3 for name in names)))
-    return [_table(metrics, names[start : start + fitting]) for start in range(0, len(names), fitting)]
+    groups = fitting(list(metrics["datasets"]), lambda name: max(_CELL_WIDTH, len(name) + 3), width - _LABEL_WIDTH)
+    return [_table(metrics, names) for names in groups]
 
 
 def _table(metrics: dict[str, Any], names: Sequence[str]) -> Table:

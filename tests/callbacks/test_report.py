@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 
 from bayeslora.callbacks.predictions import Predictions
-from bayeslora.callbacks.report import Report, flat, report
+from bayeslora.callbacks.report import Report, flat, report, tables
 from bayeslora.errors import UsageError
 from bayeslora.metrics import UNKNOWN, Answers, evaluate
 from bayeslora.predictions import Predictions as Predicted
@@ -93,3 +93,16 @@ def test_the_callback_reports_and_logs(tmp_path: Path) -> None:
 def test_the_callback_needs_predictions(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give the trainer a Predictions callback"):
         trainer(tmp_path, Report()).test(Module(), Data())
+
+
+def test_tables_take_as_many_datasets_as_the_terminal_has_room_for(folder: Path) -> None:
+    datasets = {"synthetic": answers(20, 0), "synthetic:shifted": answers(20, 1), "synthetic:ood": answers(20, 2)}
+    metrics = evaluate(datasets, "mle", 0)
+    assert [len(table.columns) - 1 for table in tables(metrics, 80)] == [3]
+    assert [len(table.columns) - 1 for table in tables(metrics, 60)] == [1, 1, 1]
+    for width in (60, 80):
+        out = Console(file=io.StringIO(), width=width)
+        for table in tables(metrics, width):
+            out.print(table)
+        assert "…" not in out.file.getvalue()
+        assert max(map(len, out.file.getvalue().splitlines())) <= width
