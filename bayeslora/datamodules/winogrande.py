@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question
@@ -42,5 +42,5 @@ class WinoGrandeDataModule(MultipleChoiceDataModule):
         **kwargs: See :class:`MultipleChoiceDataModule`.
     """
 
-    def __init__(self, size: Literal["s", "m"] = "s", **kwargs: Any) -> None:
+    def __init__(self, size: str = "s", **kwargs: Any) -> None:
         super().__init__(WinoGrande(size), **kwargs)
