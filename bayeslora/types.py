@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -166,6 +167,13 @@ class Predictive:
         gaussian = Gaussian(mean, cov)
         draws, weights = gaussian.draws()
         return cls(draws.log_softmax(-1), weights, gaussian=gaussian)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Predictive:
+        """The same prediction on another device."""
+        move = partial(torch.Tensor.to, device=device, non_blocking=non_blocking)
+        law = None if self.gaussian is None else Gaussian(move(self.gaussian.mean), move(self.gaussian.cov))
+        logits, logsumexp = (None if t is None else move(t) for t in (self.logits, self.logsumexp))
+        return Predictive(move(self.log_probs), move(self.weights), logits, logsumexp, law)
 
     @property
     def log_mean(self) -> Tensor:

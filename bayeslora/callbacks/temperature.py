@@ -103,21 +103,28 @@ def fit_temperature(predictives: list[Predictive], labels: list[Tensor], max_ite
     Raises:
         UsageError: the likelihood has no optimum (every question right, or all probabilities equal).
     """
-    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_temperature], max_iter=max_iter, line_search_fn="strong_wolfe")
+    with torch.inference_mode(False), torch.enable_grad():
+        # tests run in inference mode, whose tensors no gradient may flow through: clones may
+        predictives = [Predictive(p.log_probs.clone(), p.weights.clone()) for p in predictives]
+        labels = [label.clone() for label in labels]
+        log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([log_temperature], max_iter=max_iter, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = _mean_nll(predictives, labels, log_temperature.exp())
-        loss.backward()
-        return loss
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = _mean_nll(predictives, labels, log_temperature.exp())
+            loss.backward()
+            return loss
 
-    with torch.enable_grad():
         optimizer.step(closure)
-    temperature = log_temperature.exp().item()
-    if not 1e-3 < temperature < 1e3:
-        raise UsageError(f"the temperature runs away to {temperature:.3g}: the validation questions have no optimum")
-    return temperature
+        best = log_temperature.detach().exp()
+        half, here, double = (_mean_nll(predictives, labels, best * factor) for factor in (0.5, 1.0, 2.0))
+    if not here < min(half, double):
+        raise UsageError(
+            f"the temperature has no optimum on {sum(map(len, labels))} validation questions: all of them are answered "
+            "right, or all options are equally likely; give the data more validation questions"
+        )
+    return best.item()
 
 
 def _mean_nll(predictives: list[Predictive], labels: list[Tensor], temperature: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+"""Temperature scaling: the optimum, its file, any method, any module."""
+
+import json
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from bayeslora.callbacks.temperature import Temperature, fit_temperature
+from bayeslora.errors import UsageError
+from bayeslora.lightning_modules.prediction import prediction_path
+from bayeslora.types import Predictive
+
+
+def overconfident(n: int = 4000, factor: float = 3.0, members: int = 1) -> tuple[list[Predictive], list[torch.Tensor]]:
+    """Labels drawn from softmax(f), predictions softmax(factor f)."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(n, 4, generator=generator, dtype=torch.float64)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+    stacked = (factor * logits).expand(members, -1, -1)
+    return [Predictive.from_logits(part) for part in stacked.split(1000, dim=1)], list(labels.split(1000))
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_temperature_finds_the_factor(members: int) -> None:
+    predictives, labels = overconfident(members=members)
+    temperature = fit_temperature(predictives, labels)
+    assert temperature == pytest.approx(3.0, rel=0.06)
+
+    def nll(t: float) -> float:
+        return torch.cat([p.tempered(t).nll(y) for p, y in zip(predictives, labels, strict=True)]).mean().item()
+
+    assert nll(temperature) <= min(nll(temperature * 0.99), nll(temperature * 1.01))
+
+
+def test_no_optimum_is_said() -> None:
+    logits = torch.tensor([[[5.0, 0.0], [0.0, 5.0]]])
+    with pytest.raises(UsageError, match="no optimum"):
+        fit_temperature([Predictive.from_logits(logits)], [torch.tensor([0, 1])])
+
+
+class Foreign(L.LightningModule):
+    """A module that knows nothing of this package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(4, 3)
+        self.seen: list[float] = []
+
+    def test_step(self, batch: list, batch_idx: int) -> None:
+        path = prediction_path(self)
+        after, before = (p.probs.max(-1).values.mean() for p in (path(batch), path.untransformed(batch)))
+        self.seen.append(float(after - before))
+
+    def val_dataloader(self) -> DataLoader:
+        return loader(1)
+
+    def test_dataloader(self) -> DataLoader:
+        return loader(2)
+
+
+def loader(seed: int) -> DataLoader:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(64, 4, generator=generator)
+    return DataLoader(TensorDataset(x, torch.randint(0, 3, (64,), generator=generator)), batch_size=16)
+
+
+def test_a_foreign_module_is_scaled_and_the_fit_is_kept(tmp_path: Path) -> None:
+    module = Foreign()
+    torch.nn.init.normal_(module.net.weight, std=3.0, generator=torch.Generator().manual_seed(0))
+    callback = Temperature(logits_fn=lambda m, batch: m.net(batch[0]), label_fn=lambda batch: batch[1])
+    trainer = L.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[callback],
+    )
+    trainer.test(module, verbose=False)
+    record = json.loads((tmp_path / "posterior" / "temperature.json").read_text())
+    assert record["temperature"] == callback.temperature > 1
+    assert record["nll_after"] < record["nll_before"]
+    assert record["n"] == 64
+    assert all(change < 0 for change in module.seen)  # noise labels: less confident everywhere
+    assert prediction_path(module).owners == []
+    stamp = (tmp_path / "posterior" / "temperature.json").stat().st_mtime_ns
+    trainer.test(module, verbose=False)
+    assert (tmp_path / "posterior" / "temperature.json").stat().st_mtime_ns == stamp
+
+
+def test_only_one_posterior_may_predict() -> None:
+    module = Foreign()
+    path = prediction_path(module, lambda m, batch: m.net(batch[0]))
+    path.claim("First", path.untransformed)
+    with pytest.raises(UsageError, match="Second and First"):
+        path.claim("Second", path.untransformed)
+    path.release("First")
+    path.claim("Second", path.untransformed)
+
+
+def test_a_module_without_logits_is_refused() -> None:
+    with pytest.raises(UsageError, match="logits_fn"):
+        prediction_path(L.LightningModule())
