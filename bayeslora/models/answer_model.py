@@ -140,7 +140,7 @@ class AnswerModel(nn.Module):
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **extra}
         if one_row_each:
             inputs = {name: value[:, None] for name, value in inputs.items()}
-        scores = self._base(**inputs).logits.float()
+        scores = _wide(self._base(**inputs).logits)
         groups = self.context.state.groups
         if not one_row_each:
             return scores.masked_fill(~batch.answer_mask.repeat(groups, 1), -torch.inf)
@@ -154,7 +154,7 @@ class AnswerModel(nn.Module):
         answer_ids = batch.answer_ids.repeat(self.context.state.groups, 1)
         absent = ~batch.answer_mask.repeat(self.context.state.groups, 1)
         with torch.autocast(hidden.device.type, enabled=False):
-            hidden = hidden.float()
+            hidden = _wide(hidden)
             rows, place = answer_ids.unique(return_inverse=True)
             logits = head(hidden, rows).gather(-1, place).masked_fill(absent, -torch.inf)
             if vocabulary == "none":
@@ -181,13 +181,18 @@ class _Head:
 
     def __call__(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """``hidden [N, D]`` and row numbers ``[K]`` to logits ``[N, K]``."""
-        bias = None if self.bias is None else self.bias[rows].float()
-        logits = nn.functional.linear(hidden, self.weight[rows].float(), bias)
+        bias = None if self.bias is None else _wide(self.bias[rows])
+        logits = nn.functional.linear(hidden, _wide(self.weight[rows]), bias)
         if self.layer is None:
             return logits
         down, up = self.layer.lora_A[ADAPTER], self.layer.lora_B[ADAPTER]
         inner = down(self.layer.lora_dropout[ADAPTER](hidden.to(down.weight.dtype)))
-        return logits + self.layer.scaling[ADAPTER] * up.rows(inner, rows).float()
+        return logits + self.layer.scaling[ADAPTER] * _wide(up(inner, rows))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least float32: a model in float64 keeps it."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _unfold(output: AnswerOutput, groups: int) -> AnswerOutput:

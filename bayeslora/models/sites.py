@@ -8,8 +8,7 @@ No forward is patched, so 4-bit, 8-bit and plain bases take the same path, and p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,14 +44,24 @@ class SiteContext:
     def __init__(self) -> None:
         self.state = SiteState()
 
-    @contextmanager
-    def using(self, state: SiteState) -> Iterator[None]:
+    def using(self, state: SiteState) -> _Using:
         """Within the block, sites act on ``state``."""
-        previous, self.state = self.state, state
-        try:
-            yield
-        finally:
-            self.state = previous
+        return _Using(self, state)
+
+
+class _Using:
+    """A block in which a context has a given state; entered once more whenever a layer is recomputed."""
+
+    def __init__(self, context: SiteContext, state: SiteState) -> None:
+        self.context, self.state = context, state
+        self.previous: list[SiteState] = []
+
+    def __enter__(self) -> None:
+        self.previous.append(self.context.state)
+        self.context.state = self.state
+
+    def __exit__(self, *_: object) -> None:
+        self.context.state = self.previous.pop()
 
 
 class SiteLinear(nn.Linear):
@@ -73,9 +82,11 @@ class SiteLinear(nn.Linear):
         site.name, site.context = name, context
         return site.train(linear.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``x [S * N, ..., in]`` to ``[S * N, ..., out]``."""
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """``x [S * N, ..., in]`` to ``[S * N, ..., out]``, or to the outputs numbered ``rows [K]`` alone."""
         weight, bias = self._value("weight", self.weight), self._value("bias", self.bias)
+        if rows is not None:
+            weight, bias = weight[..., rows, :], None if bias is None else bias[..., rows]
         if weight.dim() == 2 and (bias is None or bias.dim() == 1):
             return nn.functional.linear(x, weight, bias)
         groups = self.context.state.groups
@@ -84,14 +95,6 @@ class SiteLinear(nn.Linear):
         if bias is not None:
             y = y + (bias if bias.dim() == 2 else bias[None])[:, None, :]
         return y.reshape(*x.shape[:-1], y.shape[-1])
-
-    def rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        """The outputs numbered ``rows [K]`` alone: ``x [S * N, in]`` to ``[S * N, K]``."""
-        weight = self._value("weight", self.weight)
-        if weight.dim() == 2:
-            return nn.functional.linear(x, weight[rows])
-        groups = self.context.state.groups
-        return torch.bmm(x.reshape(groups, -1, x.shape[-1]), weight[:, rows].mT).flatten(0, 1)
 
     def _value(self, kind: str, own: Any) -> Any:
         return None if own is None else self.context.state.weights.get(f"{self.name}.{kind}", own)
