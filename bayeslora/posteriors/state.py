@@ -26,6 +26,7 @@ SCHEMA = 1
 FAMILIES = {
     "point": "bayeslora.posteriors.point:Point",
     "mixture": "bayeslora.posteriors.mixture:Mixture",
+    "swag": "bayeslora.posteriors.swag:SWAGPosterior",
 }
 _ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _TENSORS, _RECORD = "posterior.safetensors", "posterior.json"
