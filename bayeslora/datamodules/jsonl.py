@@ -9,7 +9,7 @@ from typing import Any
 
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question, from_choices, from_options
-from bayeslora.datamodules.sampler import order
+from bayeslora.datamodules.sampler import permutation
 from bayeslora.datamodules.source import Benchmark, Row, json_lines, read_jsonl
 from bayeslora.errors import UsageError
 
@@ -75,7 +75,7 @@ class JSONL(Benchmark):
         questions = read_jsonl(self.path, self.parse, self.path.stem)
         if self.whole:
             return questions
-        test = set(order(0, 0, len(questions))[: -(-len(questions) // 5)])
+        test = set(permutation(len(questions), "test")[: -(-len(questions) // 5)])
         return [question for i, question in enumerate(questions) if (i in test) == (split == "test")]
 
     def download(self) -> None:

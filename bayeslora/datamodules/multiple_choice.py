@@ -16,7 +16,7 @@ from bayeslora.datamodules.protocols import Protocol, get_protocol
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.registry import get_benchmark
 from bayeslora.datamodules.rows import Rows, ShuffledOptions, in_orders
-from bayeslora.datamodules.sampler import EvalBatches, TrainBatches, order
+from bayeslora.datamodules.sampler import EvalBatches, TrainBatches, permutation
 from bayeslora.datamodules.source import Benchmark
 from bayeslora.datamodules.splits import fingerprint, load_split, load_training, shared_questions
 from bayeslora.datamodules.tokenizer import load_tokenizer
@@ -235,7 +235,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
 
     def _writer(self, task: str) -> PromptWriter:
         # One example more than are shown, since a training question is not shown in front of itself.
-        chosen = order(self.seed, 3, len(self.train_questions))[: self.shots + 1] if self.shots else []
+        chosen = permutation(len(self.train_questions), self.seed, "examples")[: self.shots + 1] if self.shots else []
         examples = [self.train_questions[row] for row in chosen]
         if self.chat:
             return ChatWriter(self.protocol, task, examples, self.shots, self.tokenizer)

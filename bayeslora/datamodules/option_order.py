@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from bayeslora.models.noise import generator
+from bayeslora.datamodules.sampler import permutation
 from bayeslora.types import AnswerBatch, Predictive
 
 
 def drawn_order(n_options: int, *stream: int | str) -> list[int]:
     """A random order of the options; ``stream`` names the draw."""
-    return torch.randperm(n_options, generator=generator("options", *stream)).tolist()
+    return permutation(n_options, "options", *stream)
 
 
 def orders(n_options: int, count: int) -> list[tuple[int, ...]]:

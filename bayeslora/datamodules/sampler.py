@@ -15,9 +15,14 @@ POOL = 50  # batches that are sorted by length together
 T = TypeVar("T")
 
 
+def permutation(n: int, *stream: int | str) -> list[int]:
+    """A random order of ``n`` things; ``stream`` names the draw, and other names give unrelated draws."""
+    return torch.randperm(n, generator=generator(*stream)).tolist()
+
+
 def order(seed: int, epoch: int, n: int, member: int = 0) -> list[int]:
-    """The permutation of ``n`` questions in an epoch; every (seed, member, epoch) has an unrelated one."""
-    return torch.randperm(n, generator=generator(seed, "order", member, epoch)).tolist()
+    """The order of ``n`` questions in an epoch; every (seed, member, epoch) has an unrelated one."""
+    return permutation(n, seed, "order", member, epoch)
 
 
 @dataclass
@@ -86,8 +91,7 @@ class TrainBatches:
     def _bucketed(self, rows: list[int], size: int) -> list[list[int]]:
         pools = [sorted(pool, key=self.lengths.__getitem__) for pool in chunks(rows, POOL * size)]
         batches = [batch for pool in pools for batch in chunks(pool, size)]
-        shuffled = torch.randperm(len(batches), generator=generator(self.seed, "batches", self.member, self.epoch))
-        return [batches[i] for i in shuffled.tolist()]
+        return [batches[i] for i in permutation(len(batches), self.seed, "batches", self.member, self.epoch)]
 
 
 @dataclass

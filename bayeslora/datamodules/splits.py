@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from bayeslora.datamodules.protocols import Protocol
 from bayeslora.datamodules.question import Question
-from bayeslora.datamodules.sampler import order
+from bayeslora.datamodules.sampler import permutation
 from bayeslora.datamodules.source import Benchmark
 from bayeslora.errors import UsageError
 
@@ -41,7 +41,7 @@ def load_training(
     if labels is not None:
         if not 2 <= labels <= len(pool):
             raise UsageError(f"labels is {labels}; allowed with {benchmark.name}: 2 to {len(pool)}")
-        return divide([pool[i] for i in order(seed, 0, len(pool))[:labels]], seed)
+        return divide([pool[i] for i in permutation(len(pool), seed, "labels")[:labels]], seed)
     if splits.validation is None:
         return divide(pool, seed)
     return pool, load_split(benchmark, splits.validation, protocol, data_dir)
@@ -50,7 +50,7 @@ def load_training(
 def divide(pool: Sequence[Question], seed: int) -> Divided:
     """A seeded four fifths to train on and one fifth (rounded up) to validate on, each in its original order."""
     n_validation = -(-len(pool) // 5)
-    chosen = set(order(seed, 1, len(pool))[:n_validation])
+    chosen = set(permutation(len(pool), seed, "validation")[:n_validation])
     rest = [question for i, question in enumerate(pool) if i not in chosen]
     return rest, [question for i, question in enumerate(pool) if i in chosen]
 

@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 
-from bayeslora.datamodules import ARCDataModule, BoolQDataModule, JSONLDataModule, OpenBookQADataModule
+from bayeslora.datamodules import (
+    ARCDataModule,
+    BoolQDataModule,
+    JSONLDataModule,
+    OpenBookQADataModule,
+    WinoGrandeDataModule,
+)
 from bayeslora.datamodules.encode import Encoded, LabelTokenEncoder
 from bayeslora.datamodules.protocols import get_protocol
 from bayeslora.datamodules.protocols.base import PROTOCOLS, Splits
@@ -194,12 +200,13 @@ def test_heads_have_the_default_protocol_alone() -> None:
 
 
 def test_blob_neither_shuffles_nor_keeps_a_last_batch_that_is_not_full(data_dir: str, real_tokenizer: Any) -> None:
-    data = OpenBookQADataModule(data_dir=data_dir, protocol="blob", tokenizer=real_tokenizer("llama2"), batch_size=48)
+    tokenizer = real_tokenizer("llama2")
+    data = WinoGrandeDataModule(data_dir=data_dir, protocol="blob", tokenizer=tokenizer, batch_size=48)
     train = [batch.example_id.tolist() for batch in data.train_dataloader()]  # type: ignore[union-attr]
-    assert train == [list(range(start, start + 48)) for start in range(0, 4957 - 47, 48)]
+    assert train == [list(range(start, start + 48)) for start in range(0, 640 - 47, 48)]
     (test,) = data.test_dataloader()
-    assert [len(batch) for batch in test] == [48] * (500 // 48)
-    assert len(data.questions("obqa")) == 480
-    assert data.report()["left_out_of_test"] == {"obqa": 20}
-    with pytest.raises(UsageError, match="eval_batch_size is 501; allowed: 500 or less"):
-        OpenBookQADataModule(data_dir=data_dir, protocol="blob", eval_batch_size=501).setup("test")
+    assert [len(batch) for batch in test] == [48] * (1267 // 48)
+    assert len(data.questions("winogrande_s")) == 1248
+    assert data.report()["left_out_of_test"] == {"winogrande_s": 19}
+    with pytest.raises(UsageError, match="eval_batch_size is 1268; allowed: 1267 or less"):
+        WinoGrandeDataModule(data_dir=data_dir, protocol="blob", eval_batch_size=1268).setup("test")
