@@ -107,11 +107,11 @@ def _draw(law: _Split, rng: random.Random, id: str) -> SyntheticQuestion:
     weights = [weight**law.sharpness for weight in rng.choice(options).weights]
     document = rng.choices(range(len(weights)), weights, k=n_words)
     if domain == "hard":
-        instruction, true_probs = "sum of", parity_posterior(document, N_OPTIONS)
+        predicate, true_probs = "adds up to", parity_posterior(document, N_OPTIONS)
     else:
-        instruction, true_probs = "topic of", topic_posterior(document, options)
+        predicate, true_probs = "is about", topic_posterior(document, options)
     (label,) = rng.choices(range(N_OPTIONS), true_probs)
-    text = " ".join((instruction, *(words(law.realm)[w] for w in document)))
+    text = " ".join((*(words(law.realm)[w] for w in document), predicate))
     return SyntheticQuestion(id, text, tuple(topic.name for topic in options), label, true_probs, domain)
 
 

@@ -34,11 +34,12 @@ def fingerprint() -> str:
 
 def bayes_rule(question: SyntheticQuestion) -> list[float]:
     """p*(y | x) from the text alone: products of probabilities, where the package sums logarithms."""
-    document = question.question.split()[2:]
-    if question.question.startswith("sum of"):
+    if question.question.endswith("adds up to"):
+        document = question.question.split()[:-3]
         realm = "known" if set(question.options) <= names("known") else "foreign"
         answer = sum(words(realm).index(word) for word in document) % 4
         return [0.97 if y == answer else 0.01 for y in range(4)]
+    document = question.question.removesuffix(" is about").split()
     joint = []
     for option in question.options:
         realm = "known" if option in names("known") else "foreign"
@@ -60,7 +61,7 @@ def entropy(question: SyntheticQuestion) -> float:
 
 
 def n_words(question: SyntheticQuestion) -> int:
-    return len(question.question.split())
+    return len(question.question.removesuffix(" is about").removesuffix(" adds up to").split())
 
 
 def text(question: SyntheticQuestion) -> tuple[str, ...]:
@@ -145,7 +146,7 @@ def test_the_hard_domain_has_no_shortcut() -> None:
     hard = questions("hard")
     positions = Counter(question.label for question in hard)
     assert max(abs(count - 500) for count in positions.values()) < 4 * math.sqrt(2000 * 0.25 * 0.75)
-    for place in (2, -1):
+    for place in (0, -4):
         table = Counter((question.question.split()[place], question.label) for question in hard)
         per_word = Counter(question.question.split()[place] for question in hard)
         chi_square = sum((table[w, y] - n / 4) ** 2 / (n / 4) for w, n in per_word.items() for y in range(4))
