@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import move_data_to_device
+from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
 from torch import Tensor
 
 from bayeslora.errors import UsageError
@@ -18,6 +18,7 @@ from bayeslora.lightning_modules.prediction import LogitsFn, PredictionPath, pre
 from bayeslora.types import Predictive
 
 OWNER = "Temperature"
+LOWEST, HIGHEST = 0.05, 20.0
 
 
 class Temperature(L.Callback):
@@ -100,8 +101,9 @@ def fit_temperature(predictives: list[Predictive], labels: list[Tensor], max_ite
         labels: Their labels ``[B]``.
         max_iter: Most LBFGS iterations.
 
-    Raises:
-        UsageError: the likelihood has no optimum (every question right, or all probabilities equal).
+    Returns:
+        T between 0.05 and 20. A bound is returned, with a warning, where the likelihood has no optimum between them:
+        the questions are all answered right, or not better than by chance.
     """
     with torch.inference_mode(False), torch.enable_grad():
         # tests run in inference mode, whose tensors no gradient may flow through: clones may
@@ -119,12 +121,14 @@ def fit_temperature(predictives: list[Predictive], labels: list[Tensor], max_ite
         optimizer.step(closure)
         best = log_temperature.detach().exp()
         half, here, double = (_mean_nll(predictives, labels, best * factor) for factor in (0.5, 1.0, 2.0))
-    if not here < min(half, double):
-        raise UsageError(
-            f"the temperature has no optimum on {sum(map(len, labels))} validation questions: all of them are answered "
-            "right, or all options are equally likely; give the data more validation questions"
-        )
-    return best.item()
+    if here < min(half, double) and LOWEST < best < HIGHEST:
+        return best.item()
+    bound = LOWEST if half < double else HIGHEST
+    rank_zero_warn(
+        f"the temperature has no optimum between {LOWEST} and {HIGHEST} on {sum(map(len, labels))} validation questions "
+        f"(they are all answered right, or not better than by chance); {bound} is used"
+    )
+    return bound
 
 
 def _mean_nll(predictives: list[Predictive], labels: list[Tensor], temperature: Tensor) -> Tensor:

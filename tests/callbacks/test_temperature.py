@@ -35,10 +35,11 @@ def test_temperature_finds_the_factor(members: int) -> None:
     assert nll(temperature) <= min(nll(temperature * 0.99), nll(temperature * 1.01))
 
 
-def test_no_optimum_is_said() -> None:
+@pytest.mark.parametrize(("labels", "expected"), [([0, 1], 0.05), ([1, 0], 20.0)])
+def test_without_an_optimum_a_bound_is_used_and_said(labels: list[int], expected: float) -> None:
     logits = torch.tensor([[[5.0, 0.0], [0.0, 5.0]]])
-    with pytest.raises(UsageError, match="no optimum"):
-        fit_temperature([Predictive.from_logits(logits)], [torch.tensor([0, 1])])
+    with pytest.warns(UserWarning, match="no optimum"):
+        assert fit_temperature([Predictive.from_logits(logits)], [torch.tensor(labels)]) == expected
 
 
 class Foreign(L.LightningModule):
