@@ -128,6 +128,34 @@ def test_epochs_differ_and_questions_are_seen_once_each(question_folder: Path, b
     assert ids[0] != ids[1] != ids[2]
 
 
+def test_members_of_an_ensemble_have_orders_of_their_own_and_resume_together(
+    question_folder: Path, tmp_path: Path, byte_level: Any
+) -> None:
+    class Members(Toy):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.events.append(tuple(tuple(member.example_id.tolist()) for member in batch))
+            return (self.weight**2).sum()
+
+    def fit(members: tuple[int, ...], resume: Path | None = None) -> tuple[list[Any], lightning.Trainer]:
+        data = JSONLDataModule(path=str(question_folder), tokenizer=byte_level, batch_size=4, seed=3)
+        data.members = members
+        options = {"logger": False, "enable_model_summary": False, "enable_progress_bar": False, "max_epochs": 2}
+        checkpoint = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=13, save_top_k=-1)
+        trainer = lightning.Trainer(accelerator="cpu", limit_val_batches=0, callbacks=[checkpoint], **options)
+        module = Members()
+        trainer.fit(module, data, ckpt_path=resume)
+        return module.events, trainer
+
+    together, _ = fit((0, 2))
+    alone, _ = run(question_folder, byte_level, max_epochs=2)
+    assert [first for first, _ in together] == [event[-1] for event in trained(alone.events)]
+    assert sorted(i for _, ids in together[:BATCHES] for i in ids) == list(range(37))
+    assert [first for first, _ in together] != [second for _, second in together]
+    assert fit((0, 2), resume=tmp_path / "step=13.ckpt")[0] == together[13:]
+    with pytest.raises(UsageError, match="members"):
+        fit((0, 1), resume=tmp_path / "step=13.ckpt")
+
+
 @pytest.mark.parametrize("change", [{"batch_size": 8}, {"seed": 4}, {"labels": 20}])
 def test_other_data_than_the_checkpoint_are_refused(
     question_folder: Path, tmp_path: Path, byte_level: Any, change: dict[str, int]
