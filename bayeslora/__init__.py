@@ -4,8 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bayeslora.callbacks.posterior import SavedPosteriors as SavedPosteriors
     from bayeslora.callbacks.predictions import Predictions as Predictions
     from bayeslora.callbacks.report import Report as Report
+    from bayeslora.callbacks.schedule import Schedule as Schedule
+    from bayeslora.callbacks.swag import SWAG as SWAG
     from bayeslora.callbacks.temperature import Temperature as Temperature
     from bayeslora.errors import RunError as RunError
     from bayeslora.errors import UsageError as UsageError
@@ -28,8 +31,11 @@ _PUBLIC = {
     "LoRAModule": "bayeslora.lightning_modules.lora",
     "Predictions": "bayeslora.callbacks.predictions",
     "Predictive": "bayeslora.types",
+    "SWAG": "bayeslora.callbacks.swag",
     "Report": "bayeslora.callbacks.report",
     "RunError": "bayeslora.errors",
+    "SavedPosteriors": "bayeslora.callbacks.posterior",
+    "Schedule": "bayeslora.callbacks.schedule",
     "Samples": "bayeslora.types",
     "Temperature": "bayeslora.callbacks.temperature",
     "UsageError": "bayeslora.errors",

@@ -1,5 +1,8 @@
 """Methods and reports that attach to a run: one Callback a file."""
 
+from bayeslora.callbacks.posterior import SavedPosteriors
+from bayeslora.callbacks.schedule import Schedule
+from bayeslora.callbacks.swag import SWAG
 from bayeslora.callbacks.temperature import Temperature
 
-__all__ = ["Temperature"]
+__all__ = ["SWAG", "SavedPosteriors", "Schedule", "Temperature"]

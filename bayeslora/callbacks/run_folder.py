@@ -37,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunFolder(L.Callback):
-    """Writes ``run.json`` and, when fit ends, ``posterior/``: the trained adapter in plain peft format.
+    """Writes ``run.json`` and, when fit ends, ``posterior/``, whose mean is an adapter in plain peft format.
 
     ``run.json`` holds the schema, package versions, commit, seed, base fingerprint and revision, data fingerprint,
     label budget, hardware, number of trainable parameters, seconds spent in fit and in test, and peak memory.
@@ -52,12 +52,14 @@ class RunFolder(L.Callback):
         self._note(trainer, {**_environment(), **_identity(trainer, pl_module)})
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note what it cost and save the trained adapter."""
+        """Note what it cost; save the posterior that a callback holds, or the trained adapter as a point."""
         spent = _run_record(trainer).get("train_seconds", 0.0) + time.monotonic() - self._started
         self._note(trainer, {"train_seconds": round(spent, 3), "peak_bytes": _peak_bytes(pl_module.device)})
         if isinstance(pl_module, MultipleChoiceModule) and trainer.is_global_zero:
             folder, model = Path(trainer.default_root_dir) / "posterior", pl_module.model
-            save_posterior(Point(model.trainable()), folder, model.adapter_config, model.base_fingerprint)
+            found = (getattr(callback, "posterior", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+            posterior = next(filter(None, found), Point(model.trainable()))
+            save_posterior(posterior, folder, model.adapter_config, model.base_fingerprint)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; note the run where nothing was trained in this folder."""

@@ -10,25 +10,22 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def swapped(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block, parameters hold other values; afterwards their own again, bit for bit, also after an error.
+def kept(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Whatever is filled in within the block, parameters leave it as they were, bit for bit, also after an error."""
+    own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    try:
+        yield
+    finally:
+        fill(parameters, own)
 
-    Values are copied into the parameters' own memory, so that whoever holds a reference to it (DDP's buckets, CUDA
-    graphs, compiled code) sees them.
+
+@torch.no_grad()
+def fill(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    """Copy values into the parameters' own memory, so that DDP's buckets, CUDA graphs and compiled code see them.
 
     Args:
         parameters: Name to parameter.
         values: Value by name; parameters that are not named stay as they are.
     """
-    own = {name: parameters[name].detach().clone() for name in values}
-    try:
-        _fill(parameters, values)
-        yield
-    finally:
-        _fill(parameters, own)
-
-
-@torch.no_grad()
-def _fill(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         parameters[name].copy_(value)

@@ -95,13 +95,15 @@ class Moments:
     Args:
         layout: Names and shapes of the parameters.
         rank: Number K of deviations kept; 0 keeps none.
-        device: Where the numbers are held.
     """
 
-    def __init__(self, layout: Layout, rank: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, layout: Layout, rank: int) -> None:
         self.layout, self.rank, self.count = layout, rank, 0
-        self.mean, self.m2 = (torch.zeros(layout.size, device=device) for _ in range(2))
-        self.ring = torch.zeros(rank, layout.size, device=device)
+        self.mean, self.m2, self.ring = (torch.zeros(*lead, layout.size) for lead in ((), (), (rank,)))
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the numbers to another device."""
+        self.mean, self.m2, self.ring = (tensor.to(device) for tensor in (self.mean, self.m2, self.ring))
 
     @property
     def nbytes(self) -> int:
@@ -186,9 +188,9 @@ class Moments:
         return {**plain, "mean": self.mean, "m2": self.m2, "deviations": self.ring}
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str = "cpu") -> Moments:
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Moments:
         """The moments that ``state_dict`` described."""
-        moments = cls(Layout({name: tuple(shape) for name, shape in state["shapes"].items()}), state["rank"], device)
+        moments = cls(Layout({name: tuple(shape) for name, shape in state["shapes"].items()}), state["rank"])
         moments.count = state["count"]
         for tensor, key in ((moments.mean, "mean"), (moments.m2, "m2"), (moments.ring, "deviations")):
             tensor.copy_(state[key])

@@ -1,0 +1,253 @@
+"""Prediction with a posterior over weights, in place of a module's current weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from bayeslora.errors import UsageError
+from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
+from bayeslora.lightning_modules.prediction import LogitsFn, Predict, PredictionPath, prediction_path
+from bayeslora.models.noise import generator, stream
+from bayeslora.models.swap import fill, kept
+from bayeslora.posteriors.mixture import Mixture
+from bayeslora.posteriors.state import check_same_parameters, load_posterior
+from bayeslora.types import GaussianPosterior, Posterior, Predictive, Samples
+
+PREDICTIONS = ("samples", "linearised")
+
+
+class PosteriorCallback(L.Callback):
+    """Claims a module's prediction path for what ``posterior`` holds.
+
+    One bank of S weight samples is drawn when an evaluation starts, from a generator of its own, and serves every
+    batch: all questions see the same S functions. Modules of this package evaluate the bank in one fanned-out pass,
+    others sample by sample, with their own weights put back bit for bit.
+
+    Args:
+        samples: Number S of weight samples.
+        predict: ``samples``, or ``linearised``: Gaussian logits of the model linearised in its weights, without
+            sampling. None leaves prediction to others.
+        dropout: Give every sample a dropout draw of its own as well.
+        seed: Seeds the samples; None takes the module's ``seed``, or 0.
+        logits_fn: For modules that are not of this package: ``(module, batch)`` to logits ``[B, C]``.
+
+    Raises:
+        UsageError: options that are not allowed.
+    """
+
+    def __init__(
+        self,
+        samples: int = 10,
+        predict: str | None = "samples",
+        dropout: bool = False,
+        seed: int | None = None,
+        logits_fn: LogitsFn | None = None,
+    ) -> None:
+        if samples < 1:
+            raise UsageError(f"samples is {samples}; allowed: 1 or more")
+        if predict not in (None, *PREDICTIONS):
+            raise UsageError(f"predict is {predict!r}; allowed: {', '.join(PREDICTIONS)}, or none")
+        self.samples, self.predict, self.dropout, self.seed, self.logits_fn = samples, predict, dropout, seed, logits_fn
+        self._path: PredictionPath | None = None
+
+    @property
+    def posterior(self) -> Posterior | Mixture | None:
+        """The posterior as it stands, which a run folder saves; None where there is none yet."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """What the prediction path and tables call the method."""
+        return type(self).__name__
+
+    def required_posterior(self) -> Posterior | Mixture:
+        """The posterior to predict with.
+
+        Raises:
+            UsageError: there is none.
+        """
+        posterior = self.posterior
+        if posterior is None:
+            raise UsageError(f"{self.label} has no posterior to predict with; fit first, or give a checkpoint of a fit")
+        return posterior
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the bank of samples and claim the prediction path.
+
+        Raises:
+            UsageError: no posterior, one of other names or shapes, or a module it cannot predict with this way.
+        """
+        if self.predict is None:
+            return
+        posterior = self.required_posterior()
+        check_same_parameters(posterior.mean(), trainable_of(pl_module), f"{self.label}'s posterior")
+        path = prediction_path(pl_module, self.logits_fn)
+        path.claim(self.label, self._predictor(pl_module, posterior))
+        self._path = path
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the prediction path; the bank of samples goes with it."""
+        if self._path is not None:
+            self._path.release(self.label)
+            self._path = None
+
+    on_predict_start, on_predict_end = on_test_start, on_test_end
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave the prediction path."""
+        self.on_test_end(trainer, pl_module)
+
+    def _predictor(self, pl_module: L.LightningModule, posterior: Posterior | Mixture) -> Predict:
+        if self.predict == "linearised":
+            return _linearised(pl_module, posterior, self.label)
+        seed = getattr(pl_module, "seed", 0) if self.seed is None else self.seed
+        bank = posterior.sample(self._draws(posterior), generator(seed, self.label, "posterior"))
+        if isinstance(pl_module, MultipleChoiceModule) and bank.keys() <= _site_parameters(pl_module):
+            return self._fanned_out(pl_module, bank, seed)
+        if self.dropout:
+            raise UsageError(f"dropout draws need LoRA sites of this package; {type(pl_module).__name__} has others")
+        return _one_by_one(pl_module, bank, self.logits_fn or _current_logits)
+
+    def _draws(self, posterior: Posterior | Mixture) -> int:
+        """How many samples to draw: S for every component of a mixture."""
+        return self.samples * len(getattr(posterior, "components", [posterior]))
+
+    def _fanned_out(self, module: MultipleChoiceModule, bank: dict[str, Tensor], seed: int) -> Predict:
+        parameters = module.trainable()
+        weights = {name: value.to(parameters[name]) for name, value in bank.items()}
+        draws = torch.arange(len(next(iter(bank.values())))) if self.dropout else None
+        samples = Samples(weights, draws, stream(seed, "test"))
+        return lambda batch: module.sampled(batch, samples)
+
+
+class SavedPosteriors(PosteriorCallback):
+    """Predicts with posteriors that finished runs left in their ``posterior/`` folders, as one mixture.
+
+    Several SWAG runs make MultiSWAG, several plain runs an ensemble. Every component keeps its own S samples; M
+    components give M * S members in their order, so that disagreement between runs counts in every uncertainty.
+
+    Args:
+        posteriors: Folders that hold a ``posterior.json``.
+        samples: Number S of weight samples of each component.
+        dropout: Give every sample a dropout draw of its own as well.
+        seed: Seeds the samples; None takes the module's ``seed``, or 0.
+        logits_fn: For modules that are not of this package: ``(module, batch)`` to logits ``[B, C]``.
+        name: What tables call the method; None for ``multi`` and the family, or ``ensemble`` of plain runs.
+
+    Raises:
+        UsageError: no folders, or options that are not allowed.
+    """
+
+    def __init__(
+        self,
+        posteriors: Sequence[str],
+        samples: int = 10,
+        dropout: bool = False,
+        seed: int | None = None,
+        logits_fn: LogitsFn | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(samples, "samples", dropout, seed, logits_fn)
+        if not posteriors:
+            raise UsageError("posteriors names no folders; give the posterior/ folders of one or more finished runs")
+        self.folders, self.name = [Path(folder) for folder in posteriors], name
+        self._mixture: Mixture | None = None
+
+    @property
+    def posterior(self) -> Posterior | Mixture | None:
+        """The mixture of the posteriors that were read."""
+        return self._mixture
+
+    @property
+    def label(self) -> str:
+        """What the prediction path and tables call the method."""
+        if self.name is not None or self._mixture is None:
+            return self.name or type(self).__name__
+        families = {component.family for component in self._mixture.components}
+        return "ensemble" if families == {"point"} else "multi" + "_".join(sorted(families))
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse to train: the posteriors are those of finished runs.
+
+        Raises:
+            UsageError: the stage is ``fit``.
+        """
+        if stage == "fit":
+            raise UsageError("SavedPosteriors predicts with finished runs; allowed: test and predict, without fit")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Read the posteriors, draw their samples and claim the prediction path.
+
+        Raises:
+            UsageError: a folder without a posterior, or one of another base, other names or shapes.
+        """
+        base = pl_module.model.base_fingerprint if isinstance(pl_module, MultipleChoiceModule) else None
+        self._mixture = Mixture([load_posterior(folder, base) for folder in self.folders])
+        super().on_test_start(trainer, pl_module)
+
+    on_predict_start = on_test_start
+
+    def _draws(self, posterior: Posterior | Mixture) -> int:
+        """S of every component, one of a plain run, whose samples are all the same."""
+        points = isinstance(posterior, Mixture) and all(c.family == "point" for c in posterior.components)
+        return len(self.folders) if points and not self.dropout else super()._draws(posterior)
+
+
+def trainable_of(pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
+    """The trainable parameters: by plain names for modules of this package, else as ``named_parameters`` has them."""
+    if isinstance(pl_module, MultipleChoiceModule):
+        return pl_module.trainable()
+    return {name: parameter for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
+
+
+def mean_predictor(pl_module: L.LightningModule, mean: dict[str, Tensor], logits_fn: LogitsFn | None) -> Predict:
+    """Prediction with one set of weights, which are not the module's own."""
+    return _one_by_one(pl_module, {name: value[None] for name, value in mean.items()}, logits_fn or _current_logits)
+
+
+def _current_logits(pl_module: Any, batch: Any) -> Tensor:
+    return pl_module.answer_logits(batch)[0]
+
+
+def _site_parameters(module: MultipleChoiceModule) -> set[str]:
+    return {f"{site}.{kind}" for site in module.model.sites for kind in ("weight", "bias")}
+
+
+def _one_by_one(pl_module: L.LightningModule, bank: dict[str, Tensor], logits_fn: LogitsFn) -> Predict:
+    """Copy every sample into the parameters in turn, and the module's own weights back."""
+    parameters = trainable_of(pl_module)
+    count = len(next(iter(bank.values())))
+
+    def predict(batch: Any) -> Predictive:
+        logits = []
+        with kept(parameters):
+            for index in range(count):
+                fill(parameters, {name: draws[index] for name, draws in bank.items()})
+                logits.append(logits_fn(pl_module, batch).float())
+        return Predictive.from_logits(torch.stack(logits))
+
+    return predict
+
+
+def _linearised(pl_module: L.LightningModule, posterior: Posterior | Mixture, label: str) -> Predict:
+    if not isinstance(posterior, GaussianPosterior):
+        raise UsageError(f"{label}'s posterior ({posterior.family}) is no Gaussian; allowed: predict samples")
+    if not isinstance(pl_module, MultipleChoiceModule):
+        raise UsageError(f"linearised prediction needs a module of this package, not {type(pl_module).__name__}")
+    from bayeslora.models.jacobian import linearised
+
+    mean, model = posterior.mean(), pl_module.model
+
+    def predict(batch: Any) -> Predictive:
+        parameters = model.trainable()
+        with kept(parameters):
+            fill(parameters, mean)
+            return linearised(model, batch, posterior)
+
+    return predict

@@ -1,0 +1,310 @@
+"""SWAG: collects snapshots of the weights while a run trains, and predicts with the Gaussian they make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from bayeslora.callbacks.posterior import PosteriorCallback, mean_predictor, trainable_of
+from bayeslora.callbacks.schedule import Schedule, Steps, install
+from bayeslora.errors import UsageError
+from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
+from bayeslora.lightning_modules.prediction import LogitsFn, Predict
+from bayeslora.models.swap import fill
+from bayeslora.posteriors.mixture import Mixture
+from bayeslora.posteriors.swag import MODES, PRESETS, Layout, Moments, check_options
+from bayeslora.types import Posterior
+
+UNITS = ("epoch", "step")
+CHECKPOINTS = "checkpoints"
+DEVICES = ("cpu", "same")
+_LABELS = {"full": "SWAG", "diag": "SWAG_diag", "swa": "SWA", CHECKPOINTS: "checkpoint_ensemble"}
+
+
+class SWAG(PosteriorCallback):
+    r"""Stochastic weight averaging with a Gaussian (Maddox et al., 2019; on LoRA: Onal et al., 2024).
+
+    Attach it to any LightningModule in any Trainer: it follows the trainable parameters and leaves training as it is,
+    unless a ``schedule`` is asked for. With n snapshots :math:`w_i`, their mean m, variance v and the last K deviations
+    D from the running mean,
+
+    .. math:: q(w) = N\left(m,\; s \left( \mathrm{diag}(v) + \frac{D^T D}{K - 1} \right)\right).
+
+    In ``unit: epoch`` a snapshot is taken after the last step of every ``every``-th epoch from epoch ``start`` (counted
+    from 0), before that epoch's validation; in ``unit: step`` after optimiser step ``start`` and every ``every`` after
+    it. On validation batches the mean is evaluated beside the current weights and logged as ``val_swa/nll`` and
+    ``val_swa/accuracy``. The moments are part of every checkpoint; ``posterior`` gives the Gaussian as it stands.
+
+    Args:
+        start: Where collection starts: a number of epochs or steps, or a fraction of the run (0.5: from the middle).
+        every: Epochs or steps between snapshots.
+        unit: ``epoch`` or ``step``.
+        mode: ``full``, ``diag``, ``swa`` (the mean alone), or ``checkpoints``: the last K snapshots as an ensemble.
+        preset: ``maddox`` (scale 0.5, K 20, S 30; scale 1 for ``diag``) or ``release`` (scale 1, K 5, S 15): what holds
+            for rank, scale, divisor and samples where they are not given.
+        rank: Number K of deviations kept.
+        scale: Factor s on the covariance.
+        divisor: What the low-rank part is divided by: ``kmax`` (K - 1) or ``rows`` (rows collected - 1).
+        samples: Number S of weight samples.
+        predict: ``samples`` or ``linearised``; None collects only and leaves prediction, and ``posterior/``, to others.
+        dropout: Give every sample a dropout draw of its own as well.
+        schedule: Replaces the module's learning rate schedule; None leaves it.
+        start_from_best: Go back to the weights of the best checkpoint when collection starts, as the release does; the
+            optimiser's state stays.
+        device: Where the moments are held: ``cpu``, or the ``same`` as the parameters.
+        seed: Seeds the samples; None takes the module's ``seed``, or 0.
+        logits_fn: For modules that are not of this package: ``(module, batch)`` to logits ``[B, C]``. Needed to
+            predict and to validate the mean, not to collect.
+        label_fn: Likewise: batch to labels ``[B]``, to validate the mean.
+
+    Raises:
+        UsageError: options that are not allowed.
+    """
+
+    def __init__(
+        self,
+        start: int | float = 0.5,
+        every: int = 1,
+        unit: str = "epoch",
+        mode: str = "full",
+        preset: str = "maddox",
+        rank: int | None = None,
+        scale: float | None = None,
+        divisor: str | None = None,
+        samples: int | None = None,
+        predict: str | None = "samples",
+        dropout: bool = False,
+        schedule: Schedule | None = None,
+        start_from_best: bool = False,
+        device: str = "cpu",
+        seed: int | None = None,
+        logits_fn: LogitsFn | None = None,
+        label_fn: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        _require_choice("preset", preset, PRESETS)
+        _require_choice("mode", mode, (*MODES, CHECKPOINTS))
+        _require_choice("unit", unit, UNITS)
+        _require_choice("device", device, DEVICES)
+        if start < 0 or (isinstance(start, float) and start >= 1) or every < 1:
+            raise UsageError(
+                f"SWAG's start is {start} and every {every}; allowed: a whole number of {unit}s from 0 or a fraction "
+                "below 1, and every from 1"
+            )
+        published = PRESETS[preset]
+        super().__init__(published.samples if samples is None else samples, predict, dropout, seed, logits_fn)
+        self.start, self.every, self.unit, self.mode = start, every, unit, mode
+        self.rank = published.rank if rank is None else rank
+        usual = published.diag_scale if mode == "diag" else published.scale
+        self.scale, self.divisor = usual if scale is None else scale, divisor or published.divisor
+        check_options("full" if mode == CHECKPOINTS else mode, self.scale, self.divisor, self.rank)
+        self.schedule, self.start_from_best, self.device, self.label_fn = schedule, start_from_best, device, label_fn
+        self.moments: Moments | None = None
+        self._first = 0  # the resolved start, in units
+        self._seen = 0  # optimiser steps at the last look
+        self._went_back = False
+        self._validate_mean: Predict | None = None
+
+    # --- what was collected --------------------------------------------------------------------------------------
+
+    @property
+    def posterior(self) -> Posterior | Mixture | None:
+        """What the snapshots so far make; None where they are too few, or prediction is left to others."""
+        enough = self.moments is not None and self.moments.count >= (1 if self.mode == "swa" else 2)
+        return self.required_posterior() if enough and self.predict is not None else None
+
+    def required_posterior(self) -> Posterior | Mixture:
+        """The posterior to predict with.
+
+        Raises:
+            UsageError: too few snapshots.
+        """
+        moments = self.moments or Moments(Layout({}), self.rank)
+        if self.mode == CHECKPOINTS:
+            return moments.checkpoints()
+        return moments.posterior(self.mode, self.scale, self.divisor)
+
+    @property
+    def label(self) -> str:
+        """What the prediction path and tables call the method."""
+        parts = [_LABELS[self.mode], "dropout" * self.dropout, "linearised" * (self.predict == "linearised")]
+        return "_".join(filter(None, parts))
+
+    def _draws(self, posterior: Posterior | Mixture) -> int:
+        """One draw of every checkpoint and of the mean, which have no others; S of the Gaussian."""
+        if self.dropout or self.mode not in ("swa", CHECKPOINTS):
+            return super()._draws(posterior)
+        return len(getattr(posterior, "components", [posterior]))
+
+    # --- collection ----------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse strategies that shard weights; forget the snapshots of an earlier training.
+
+        Raises:
+            UsageError: FSDP, DeepSpeed or model parallelism.
+        """
+        strategy = type(trainer.strategy).__name__
+        if any(kind in strategy for kind in ("FSDP", "DeepSpeed", "ModelParallel")):
+            raise UsageError(f"SWAG needs whole weights, {strategy} shards them; use a single device or strategy ddp")
+        if stage == "fit" and trainer.global_step == 0:
+            self.moments, self._went_back = None, False
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find out where collection starts and set up moments and schedule.
+
+        Raises:
+            UsageError: a start after the last step, or moments restored from a checkpoint that do not fit.
+        """
+        parameters = trainable_of(pl_module)
+        self._plan(trainer)
+        if self.moments is None:
+            self.moments = Moments(Layout.of(parameters), self.rank)
+        self.moments.check(parameters, "the model")
+        if self.device == "same":
+            self.moments.to(next(iter(parameters.values())).device)
+
+    def _plan(self, trainer: L.Trainer) -> None:
+        """Resolve the start in whole units, and put the schedule in place."""
+        total = trainer.estimated_stepping_batches
+        epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+        epochs = total // math.ceil(epoch) if math.isfinite(epoch + total) else trainer.max_epochs or -1
+        units = total if self.unit == "step" else epochs if epochs >= 0 else math.inf
+        if (isinstance(self.start, float) and units == math.inf) or (
+            self.schedule and not math.isfinite(epoch + total)
+        ):
+            raise UsageError("SWAG's schedule or fraction needs the length of the run; give max_epochs and sized data")
+        self._first = int(self.start * units) if isinstance(self.start, float) else self.start
+        if self._first + (self.unit == "epoch") > units:
+            raise UsageError(
+                f"SWAG would start to collect at {self.unit} {self.start}, but the run has {units:.0f} whole "
+                f"{self.unit}s; give an earlier start, or a fraction of the run such as 0.5"
+            )
+        if self.schedule is not None:
+            per = math.ceil(epoch) if self.unit == "epoch" else 1
+            first = per if self.unit == "epoch" else 0
+            install(
+                trainer, self.schedule, Steps(int(total), self._first * per, math.ceil(epoch), self.every * per, first)
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count from the steps that were taken before, which a resumed run begins with."""
+        self._seen = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Go back to the best weights before the first step that is collected from, where asked for."""
+        if not self.start_from_best or self._went_back:
+            return
+        if (trainer.current_epoch if self.unit == "epoch" else trainer.global_step + 1) >= self._first:
+            fill(trainable_of(pl_module), _best_weights(trainer))
+            self._went_back = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take a snapshot where one is due.
+
+        Raises:
+            RunError: a weight that is not finite.
+        """
+        assert self.moments is not None  # since on_fit_start
+        before, self._seen = self._seen, trainer.global_step
+        if self.unit == "step":
+            due = self._passed(self._seen) > self._passed(before)
+        else:
+            after = trainer.current_epoch - self._first
+            due = trainer.is_last_batch and after >= 0 and after % self.every == 0
+        if due:
+            self.moments.update(trainable_of(pl_module))
+
+    def _passed(self, step: int) -> int:
+        """How many moments to collect at lie at or before an optimiser step; none before the first step."""
+        first = self._first or self.every
+        return 0 if step < first else (step - first) // self.every + 1
+
+    # --- validation of the mean ----------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the mean as it stands, where there is one and the module's logits and labels can be had."""
+        own = isinstance(pl_module, MultipleChoiceModule)
+        known = own or (self.logits_fn is not None and self.label_fn is not None)
+        if known and not trainer.sanity_checking and self.moments is not None and self.moments.count:
+            mean = self.moments.layout.split(self.moments.mean)
+            self._validate_mean = mean_predictor(pl_module, mean, self.logits_fn)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Evaluate the mean on the batch that the current weights were evaluated on."""
+        if self._validate_mean is None:
+            return
+        predictive = self._validate_mean(batch)
+        label = batch.label if self.label_fn is None else self.label_fn(batch)
+        accuracy = (predictive.probs.argmax(-1) == label).float().mean()
+        for name, value in (("nll", predictive.nll(label).float().mean()), ("accuracy", accuracy)):
+            pl_module.log(f"val_swa/{name}", value, batch_size=len(label), sync_dist=True)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let go of the mean."""
+        self._validate_mean = None
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Tells the states of several SWAG callbacks apart: by what they collect."""
+        return self._generate_state_key(start=self.start, every=self.every, unit=self.unit, rank=self.rank)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moments and where collection stands."""
+        moments = None if self.moments is None else self.moments.state_dict()
+        return {"moments": moments, "went_back": self._went_back}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the moments of a checkpoint."""
+        moments = state_dict["moments"]
+        self.moments = None if moments is None else Moments.from_state_dict(moments)
+        self._went_back = state_dict["went_back"]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose snapshots were collected otherwise.
+
+        Raises:
+            UsageError: SWAG's states are there, but none of this callback's.
+        """
+        kept = [key for key in checkpoint.get("callbacks", {}) if key.startswith(f"{type(self).__qualname__}{{")]
+        if kept and self.state_key not in kept:
+            raise UsageError(
+                f"the checkpoint holds {', '.join(kept)}, this callback is {self.state_key}; give start, every, unit "
+                "and rank as they were in training"
+            )
+
+
+def _best_weights(trainer: L.Trainer) -> dict[str, Tensor]:
+    """The trainable parameters of the best checkpoint so far."""
+    monitors = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    path = next((c.best_model_path for c in monitors if c.best_model_path), None)
+    if path is None:
+        raise UsageError(
+            "start_from_best finds no best checkpoint; add ModelCheckpoint(monitor=...) and validate before SWAG starts"
+        )
+    state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+    return {name: state[name] for name in trainable_of(trainer.lightning_module)}
+
+
+def _require_choice(name: str, value: str, allowed: Any) -> None:
+    if value not in allowed:
+        raise UsageError(f"SWAG's {name} is {value!r}; allowed: {', '.join(allowed)}")
