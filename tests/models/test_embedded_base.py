@@ -54,7 +54,9 @@ def test_labels_are_single_distinct_tokens_in_context(tokenizer: PreTrainedToken
     assert len({ids[-1] for ids in after}) == 5
 
 
-@pytest.mark.parametrize("text", ["Which gas? CO₂ — naïve 50 %", "水は何でできていますか\n\t答え", "🧪 Ελλάδα\r\n ok ", "<x>{y}"])
+@pytest.mark.parametrize(
+    "text", ["Which gas? CO₂ — naïve 50 %", "水は何でできていますか\n\t答え", "🧪 Ελλάδα\r\n ok ", "<x>{y}"]
+)
 def test_any_text_comes_back(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.unk_token_id not in ids
