@@ -85,6 +85,11 @@ class PosteriorCallback(L.Callback):
         """
         if self.predict is None:
             return
+        if getattr(pl_module, "base_only", False):
+            raise UsageError(
+                f"{self.label} predicts with adapters, the bare base has none; give a run's checkpoint, or "
+                "--model.backbone.adapter DIR (any of the posteriors)"
+            )
         posterior = self.required_posterior()
         check_same_parameters(posterior.mean(), trainable_of(pl_module), f"{self.label}'s posterior")
         path = prediction_path(pl_module, self.logits_fn)

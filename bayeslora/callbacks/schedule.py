@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bayeslora.errors import UsageError
 
+HALF = 0.5
 KINDS = ("anneal", "constant", "cyclic", "linear")
 
 
@@ -21,7 +22,7 @@ class Schedule:
         kind: From the first averaged step: ``anneal`` moves linearly to ``swa_lr`` and stays there (the release),
             ``constant`` is there at once, ``cyclic`` falls to it from the rate at the start, once per snapshot;
             ``linear`` averages while the rate goes on falling to zero.
-        swa_lr: The rate to come to, as large as the optimiser's rates are given; not used by ``linear``.
+        swa_lr: The rate to come to; None for half of the optimiser's, where a linear decay is in the middle of a run.
         warmup: Fraction of all steps over which the rate rises from zero; it then falls linearly, towards zero at the
             last step.
         anneal_epochs: Length of ``anneal``.
@@ -36,8 +37,8 @@ class Schedule:
         """Check what a user can get wrong."""
         if self.kind not in KINDS:
             raise UsageError(f"schedule.kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
-        if self.kind != "linear" and (self.swa_lr is None or not self.swa_lr > 0):
-            raise UsageError(f"schedule.swa_lr is {self.swa_lr} with kind {self.kind}; allowed: above 0")
+        if self.swa_lr is not None and not self.swa_lr > 0:
+            raise UsageError(f"schedule.swa_lr is {self.swa_lr}; allowed: above 0, or none for half the peak")
         if not 0 <= self.warmup < 1:
             raise UsageError(f"schedule.warmup is {self.warmup}; allowed: a fraction of all steps, 0 to below 1")
 
@@ -83,7 +84,8 @@ def swag_schedule(step: int, schedule: Schedule, steps: Steps, peak: float) -> f
     else:
         length = schedule.anneal_epochs * steps.epoch if schedule.kind == "anneal" else 0
         share = min(1.0, after / length) if length > 0 else 1.0
-    return (1 - share) * high + share * float(schedule.swa_lr or 0) / peak
+    low = HALF if schedule.swa_lr is None else schedule.swa_lr / peak
+    return (1 - share) * high + share * low
 
 
 def install(trainer: L.Trainer, schedule: Schedule, steps: Steps) -> None:

@@ -172,9 +172,7 @@ class BestSeen(L.Callback):
 
 @pytest.mark.parametrize("back", [True, False])
 def test_collection_goes_back_to_the_best_weights_where_asked(tmp_path: Path, back: bool) -> None:
-    best = ModelCheckpoint(
-        tmp_path, "best", monitor="val/nll", mode="max"
-    )  # that of an early epoch
+    best = ModelCheckpoint(tmp_path, "best", monitor="val/nll", mode="max")  # that of an early epoch
     seen = BestSeen(best)
     fit(SWAG(start=3, start_from_best=back), max_epochs=4, default_root_dir=tmp_path, callbacks=[seen, best])
     assert torch.equal(seen.own, seen.kept) == back
@@ -202,6 +200,7 @@ def test_constant_cyclic_and_linear_rates() -> None:
     assert rate["linear"] == pytest.approx([1 - t / 100 for t in range(100)])
     assert rate["constant"][:50] == rate["cyclic"][:50] == rate["linear"][:50]
     assert rate["constant"][50:] == pytest.approx([0.1] * 50)
+    assert swag_schedule(60, Schedule("constant"), steps, 1.0) == 0.5
     assert rate["cyclic"][59::10] == pytest.approx([0.1] * 5)  # the last step before each snapshot
     assert rate["cyclic"][50:60] == rate["cyclic"][80:90] == sorted(rate["cyclic"][50:60], reverse=True)
 
