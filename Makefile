@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
+# The embedded model is too small for more threads than one, and tests run on two processes.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: quickstart test test-fast lint install
 

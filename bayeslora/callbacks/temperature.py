@@ -125,8 +125,8 @@ def fit_temperature(predictives: list[Predictive], labels: list[Tensor], max_ite
         return best.item()
     bound = LOWEST if half < double else HIGHEST
     rank_zero_warn(
-        f"the temperature has no optimum between {LOWEST} and {HIGHEST} on {sum(map(len, labels))} validation questions "
-        f"(they are all answered right, or not better than by chance); {bound} is used"
+        f"the temperature has no optimum between {LOWEST} and {HIGHEST} on {len(torch.cat(labels))} validation "
+        f"questions (they are all answered right, or not better than by chance); {bound} is used"
     )
     return bound
 

@@ -1,0 +1,58 @@
+"""Every shipped configuration is parsed and instantiated, alone or as the overlay it is; nothing is downloaded."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import bayeslora.lightning_cli as lightning_cli
+from bayeslora.cli import main
+
+ROOT = Path(__file__).parent.parent / "configs"
+BASE, DATA = ROOT / "base" / "embedded.yaml", ROOT / "data" / "synthetic.yaml"
+
+
+def combinations() -> list[tuple[str, ...]]:
+    """base x data x method, each file once beside the embedded default, and whole configurations alone."""
+    bases = [(str(file), str(DATA)) for file in sorted((ROOT / "base").glob("*.yaml"))]
+    data = [(str(BASE), str(file)) for file in sorted((ROOT / "data").glob("*.yaml"))]
+    methods = [(str(BASE), str(DATA), str(file)) for file in sorted((ROOT / "method").glob("*.yaml"))]
+    whole = [(str(file),) for file in [ROOT / "quickstart.yaml", *sorted((ROOT / "papers").rglob("*.yaml"))]]
+    return [*bases, *data, *methods, *whole]
+
+
+def name(files: tuple[str, ...]) -> str:
+    return str(Path(files[-1]).relative_to(ROOT)) if files[-1] != str(DATA) else str(Path(files[0]).relative_to(ROOT))
+
+
+@pytest.mark.parametrize("files", combinations(), ids=name)
+def test_configuration_is_instantiated(files: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    monkeypatch.setattr(lightning_cli.CommandLine, "_run_subcommand", lambda self, stage: ran.append(self))
+    options = ["--trainer.accelerator=cpu", "--trainer.devices=1", f"--trainer.default_root_dir={tmp_path}"]
+    args = ["fit", *[part for file in files for part in ("-c", file)], *options]
+    assert main(args) == 0
+    line = ran[0]
+    wanted = yaml.safe_load(Path(files[0]).read_text())["model"]["init_args"]["backbone"]["pretrained"]
+    assert line.model.backbone.pretrained == wanted
+    assert line.datamodule.tokenizer_name == wanted  # linked
+    assert line.model.seed == line.datamodule.seed == line.config.fit.seed_everything
+
+
+def test_every_folder_is_covered() -> None:
+    covered = {Path(file) for files in combinations() for file in files}
+    assert covered == set(ROOT.rglob("*.yaml"))
+
+
+def test_overlays_change_only_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    monkeypatch.setattr(lightning_cli.CommandLine, "_run_subcommand", lambda self, stage: ran.append(self))
+    overlays = [ROOT / "base" / "qwen3_0.6b.yaml", DATA, ROOT / "method" / "mc_dropout.yaml"]
+    overlays += [ROOT / "method" / "temperature.yaml"]
+    options = ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
+    assert main(["fit", *[part for file in overlays for part in ("-c", str(file))], *options]) == 0
+    model, callbacks = ran[0].model, ran[0].trainer.callbacks
+    assert (model.lora.dropout, model.samples) == (0.1, 10)
+    assert model.lora.target_modules == ["q_proj", "v_proj"]
+    assert model.backbone.pretrained == "Qwen/Qwen3-0.6B"
+    assert [type(c).__name__ for c in callbacks].count("Temperature") == 1
