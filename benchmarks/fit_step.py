@@ -3,7 +3,7 @@
     python benchmarks/fit_step.py --data-dir DATA
 
 The model is a random Llama with the Llama-2 tokenizer's 32000 tokens, on a GPU where there is one. Peak memory: on a
-CPU the peak resident size (ru_maxrss) of a process that runs one side alone, on batches of the longest questions; on a
+CPU the peak resident size (VmHWM) of a process that runs one side alone, on batches of the longest questions; on a
 GPU what torch had allocated at most.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -139,13 +138,14 @@ def peak_of(side: str, folder: str, data: ARCDataModule) -> tuple[int, int]:
         module.configure_model()
         before = resident()
         fit(module, MEMORY_STEPS, device(), [], train_dataloaders=loader_of(longest, BATCH))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resident("VmHWM")
     return peak, peak - before
 
 
-def resident() -> int:
-    """Resident bytes of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def resident(what: str = "VmRSS") -> int:
+    """Resident bytes of this process, now or at most (``VmHWM``); ru_maxrss would start at its parent's size."""
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields[what].split()[0]) * 1024
 
 
 def dropout(folder: str, options: argparse.Namespace) -> None:
