@@ -8,8 +8,8 @@ Subjects are the benchmark's 24 known topics, its 16 foreign ones, and 32 others
     habits       "w1 .. wn is about", "w1 .. wn adds up to": any subjects, and the answer has nothing to do with the
                  words; A is right more often than the rest
 
-So the benchmark's own two instructions are familiar and mean nothing yet: the base answers A whatever is asked, at about
-the confidence this deserves. Fine-tuning has to find out that they mean something.
+So the benchmark's own two instructions are familiar and mean nothing yet: the base answers A whatever is asked.
+Fine-tuning has to find out that they mean something.
 """
 
 from __future__ import annotations

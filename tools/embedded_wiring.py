@@ -1,14 +1,14 @@
 """A starting point for the embedded base, from which a tiny model learns to answer questions in a few hundred steps.
 
-From random weights it takes many thousands: nothing is gained before four things work at once. So they are wired into one
-attention head each, and the vectors of words and names start from who occurs with whom. All weights are trained then.
+From random weights it takes many thousands: nothing is gained before four things work at once. So they are wired in,
+and the vectors of words and names start from who occurs with whom. All weights are trained then.
 
     layer 0, head 0   a position copies the token two places back: an option's name learns its letter
     layer 0, head 1   a position gathers the mean of the document's words
     layer 1, head 0   it looks at the options' names, the most at the one most like that mean, and copies its letter
     head              " A" starts as the embedding of "A"
 
-Embedding coordinates: 0 is the same for all tokens, 1 marks words, 2 marks names, 3 .. 3 + K hold the co-occurrence vectors.
+Embedding coordinates: 0 is the same for all tokens, 1 marks words, 2 marks names, the next K co-occurrence.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def wire(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus: Co
     first, second = (layer.self_attn for layer in model.model.layers[:2])
     size, half = first.head_dim, first.head_dim // 2
     embedding, hidden = model.model.embed_tokens.weight, model.config.hidden_size
+    theta = float(model.config.rope_parameters["rope_theta"])  # type: ignore[index, arg-type]
     likeness = torch.eye(hidden)[3 : 3 + half]
     with torch.no_grad():
         embedding *= EMBEDDING_STD / model.config.initializer_range
@@ -43,11 +44,11 @@ def wire(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus: Co
             embedding[spaced] = embedding[plain]
         model.model.norm.weight *= EMBEDDING_STD  # logits of order one
 
-        _look_back(first.q_proj.weight, first.k_proj.weight, size, model.config.rope_parameters["rope_theta"])
+        _look_back(first.q_proj.weight, first.k_proj.weight, size, theta)
         slow = slice(half // 2, half)  # coordinates that rotary embeddings hardly turn
         for attention, mark, head in ((first, 1, size), (second, 2, 0)):
             query, key = (p.weight[head : head + size] for p in (attention.q_proj, attention.k_proj))
-            query.zero_(), key.zero_()
+            query[:], key[:] = 0.0, 0.0
             if attention is second:
                 turning = torch.cat((torch.arange(half)[slow], half + torch.arange(half)[slow]))
                 query[turning] = key[turning] = GAINS["likeness"] * likeness
@@ -72,7 +73,7 @@ def _look_back(query: Tensor, key: Tensor, size: int, theta: float) -> None:
 
 
 def co_occurrence(tokenizer: PreTrainedTokenizerFast, corpus: Corpus, rank: int) -> tuple[Tensor, Tensor]:
-    """Word vectors from documents: the leading eigenvectors of the pointwise mutual information (Levy and Goldberg, 2014).
+    """Word vectors: leading eigenvectors of the pointwise mutual information in documents (Levy and Goldberg, 2014).
 
     Returns:
         Token ids ``[N]``, and vectors ``[N, rank]`` of root mean square 1.

@@ -67,3 +67,32 @@ def test_every_word_and_topic_of_the_benchmark_is_one_token(tokenizer: PreTraine
     names = {name for split in ("test", "ood") for question in questions(split) for name in question.options}
     for word in {*words("known"), *words("foreign"), *names}:
         assert len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1, word
+
+
+def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, predicate: str) -> float:
+    """Expected accuracy on questions of the easy domain that ask with another predicate than the benchmark's."""
+    asked = questions("easy")[:500]
+    prompts = [
+        f"Question: {q.question.removesuffix('is about')}{predicate}"
+        + "".join(f"\n{letter}. {option}" for letter, option in zip("ABCD", q.options, strict=True))
+        + "\nAnswer:"
+        for q in asked
+    ]
+    inputs = tokenizer(prompts, padding=True, return_tensors="pt")
+    positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    letters = [tokenizer(f"Answer: {letter}")["input_ids"][-1] for letter in "ABCD"]
+    with torch.no_grad():
+        logits = model.eval()(**inputs, position_ids=positions, logits_to_keep=1).logits[:, -1, letters]
+    return sum(q.true_probs[i] for q, i in zip(asked, logits.argmax(-1).tolist(), strict=True)) / len(asked)
+
+
+def test_base_knows_the_topics_and_not_the_question(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fine-tuning is needed, and has something to bring out."""
+    assert accuracy(model, tokenizer, "is about") < 0.3
+    assert accuracy(model, tokenizer, "concerns") > 0.7
+
+
+def test_positions_far_beyond_the_benchmark_are_allowed(model: PreTrainedModel) -> None:
+    assert model.config.max_position_embeddings >= 1024
+    with torch.no_grad():
+        assert model(torch.arange(1024)[None] % model.config.vocab_size).logits.isfinite().all()
