@@ -3,18 +3,25 @@
 import json
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
+from bayeslora.callbacks.schedule import Schedule
+from bayeslora.callbacks.swag import SWAG
 from bayeslora.cli import main
+from bayeslora.datamodules.jsonl import JSONLDataModule
+from bayeslora.lightning_modules.lora import LoRAModule
+from bayeslora.models.loading import LoRA
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.posteriors.swag import SWAGPosterior
 from tests.test_resume import questions
 
 ROOT = Path(__file__).parent.parent.parent
-SWAG = ROOT / "configs" / "method" / "swag.yaml"
+OVERLAY = ROOT / "configs" / "method" / "swag.yaml"
 MULTISWAG = ROOT / "configs" / "method" / "multiswag.yaml"
 PAPER = sorted((ROOT / "configs" / "papers" / "swag_lora").glob("*.yaml"))
 
@@ -36,7 +43,7 @@ def runs(data: Path) -> list[Path]:
     """Two finished SWAG runs of different seeds."""
     roots = [data.parent / name for name in ("first", "second")]
     for seed, root in enumerate(roots):
-        assert main(arguments("fit", root, data, f"-c={SWAG}", f"--seed_everything={seed}")) == 0
+        assert main(arguments("fit", root, data, f"-c={OVERLAY}", f"--seed_everything={seed}")) == 0
     return roots
 
 
@@ -64,7 +71,7 @@ def test_the_run_leaves_its_posterior_with_a_plain_adapter_of_the_mean(runs: lis
 
 def test_checkpoint_tests_with_its_snapshots_and_temperature(runs: list[Path], data: Path) -> None:
     temperature = ROOT / "configs" / "method" / "temperature.yaml"
-    assert main(arguments("test", runs[0], data, f"-c={SWAG}", f"-c={temperature}")) == 0
+    assert main(arguments("test", runs[0], data, f"-c={OVERLAY}", f"-c={temperature}")) == 0
     assert metrics(runs[0])["method"] == "mle+swag+temperature"
     assert metrics(runs[0])["n_members"] == 10
 
@@ -94,7 +101,7 @@ def test_a_posterior_of_another_rank_is_one_line(runs: list[Path], data: Path, t
 
 def test_a_late_start_is_one_line_and_leaves_no_run(data: Path, tmp_path: Path, capsys) -> None:
     capsys.readouterr()
-    options = [f"-c={SWAG}", "--trainer.callbacks.start=6"]
+    options = [f"-c={OVERLAY}", "--trainer.callbacks.start=6"]
     assert main(arguments("fit", tmp_path / "late", data, *options)) == 2
     assert "the run has 6 whole epochs" in capsys.readouterr().err
     assert not (tmp_path / "late" / "checkpoints").exists()
@@ -103,19 +110,60 @@ def test_a_late_start_is_one_line_and_leaves_no_run(data: Path, tmp_path: Path, 
 
 def test_too_few_snapshots_leave_the_plain_posterior(data: Path, tmp_path: Path) -> None:
     root = tmp_path / "short"
-    assert main(arguments("fit", root, data, f"-c={SWAG}", "--trainer.callbacks.start=5")) == 0
+    assert main(arguments("fit", root, data, f"-c={OVERLAY}", "--trainer.callbacks.start=5")) == 0
     assert load_posterior(root / "posterior").family == "point"
-    assert main(arguments("test", root, data, f"-c={SWAG}", "--trainer.callbacks.start=5")) == 2
+    assert main(arguments("test", root, data, f"-c={OVERLAY}", "--trainer.callbacks.start=5")) == 2
 
 
 def test_a_checkpoint_ensemble_is_saved_as_its_members(data: Path, tmp_path: Path) -> None:
     root, options = tmp_path / "members", ["--trainer.callbacks.mode=checkpoints", "--trainer.callbacks.rank=2"]
-    assert main(arguments("fit", root, data, f"-c={SWAG}", *options)) == 0
+    assert main(arguments("fit", root, data, f"-c={OVERLAY}", *options)) == 0
     saved = load_posterior(root / "posterior")
     assert isinstance(saved, Mixture)
     assert [component.family for component in saved.components] == ["point", "point"]
-    assert main(arguments("test", root, data, f"-c={SWAG}", *options)) == 0
+    assert main(arguments("test", root, data, f"-c={OVERLAY}", *options)) == 0
     assert metrics(root)["n_members"] == 2
+
+
+class Killed(L.Callback):
+    """Ends a run between two micro-batches of one optimiser step."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, index: int) -> None:
+        if trainer.global_step == 5 and index % 2 == 1:
+            raise InterruptedError
+
+
+def test_a_run_killed_inside_an_epoch_collects_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    def run(*callbacks: L.Callback, ckpt: Path | None = None) -> SWAG:
+        swag = SWAG(start=2, every=2, unit="step", rank=2, schedule=Schedule("cyclic"))
+        saved = ModelCheckpoint(tmp_path, filename="last", every_n_train_steps=1, enable_version_counter=False)
+        options = {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "use_distributed_sampler": False,
+        }
+        trainer = L.Trainer(
+            max_epochs=4,
+            accumulate_grad_batches=2,
+            callbacks=[swag, saved, *callbacks],
+            default_root_dir=tmp_path,
+            **options,
+        )
+        module = LoRAModule(lora=LoRA(dropout=0.1), learning_rate=1e-3)
+        trainer.fit(module, datamodule=JSONLDataModule(path=str(data), labels=60, batch_size=8), ckpt_path=ckpt)
+        return swag
+
+    whole = run()
+    with pytest.raises(InterruptedError):
+        run(Killed())
+    checkpoint = tmp_path / "last.ckpt"
+    states = torch.load(checkpoint, weights_only=True)["callbacks"]
+    assert states[whole.state_key]["moments"]["count"] == 2
+    resumed = run(ckpt=checkpoint)
+    assert resumed.moments.count == whole.moments.count == 6
+    for name in ("mean", "m2", "ring"):
+        assert torch.equal(getattr(resumed.moments, name), getattr(whole.moments, name))
 
 
 @pytest.mark.parametrize("config", PAPER, ids=lambda path: path.stem)
