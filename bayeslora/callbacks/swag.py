@@ -173,11 +173,12 @@ class SWAG(PosteriorCallback):
         """Resolve the start in whole units, and put the schedule in place."""
         total = trainer.estimated_stepping_batches
         epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
-        epochs = total // math.ceil(epoch) if math.isfinite(epoch + total) else trainer.max_epochs or -1
-        units = total if self.unit == "step" else epochs if epochs >= 0 else math.inf
-        if (isinstance(self.start, float) and units == math.inf) or (
-            self.schedule and not math.isfinite(epoch + total)
-        ):
+        sized = math.isfinite(total) and math.isfinite(epoch)
+        units: float = total
+        if self.unit == "epoch":
+            endless = trainer.max_epochs in (None, -1)
+            units = total // math.ceil(epoch) if sized else math.inf if endless else trainer.max_epochs or 0
+        if (isinstance(self.start, float) and units == math.inf) or (self.schedule is not None and not sized):
             raise UsageError("SWAG's schedule or fraction needs the length of the run; give max_epochs and sized data")
         self._first = int(self.start * units) if isinstance(self.start, float) else self.start
         if self._first + (self.unit == "epoch") > units:
