@@ -133,7 +133,8 @@ class CommandLine(LightningCLI):
         return super().instantiate_trainer(**kwargs, **trainer)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self._checkpoint}
+        kwargs = {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self._checkpoint}
+        return kwargs | {"return_predictions": False} if subcommand == "predict" else kwargs  # the file holds them
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -275,6 +275,9 @@ def _existing_adapter(base: nn.Module, backbone: Backbone) -> nn.Module:
     config = peft.PeftConfig.from_pretrained(folder)
     if not isinstance(config, peft.LoraConfig):
         raise UsageError(f"backbone.adapter {folder} is of type {config.peft_type}; allowed: LORA")
+    if backbone.readout == "label_token" and config.modules_to_save:
+        names = ", ".join(config.modules_to_save)
+        raise UsageError(f"backbone.adapter {folder} trains {names} in full; allowed with label tokens: LoRA alone")
     try:
         return peft.PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True, config=config)
     except (RuntimeError, ValueError) as error:

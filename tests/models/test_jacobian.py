@@ -178,13 +178,15 @@ def test_parameters_outside_linear_layers_are_refused_by_name(llama: str) -> Non
     contrast_jacobian(model, batch, [n for n in model.trainable() if n != name])
 
 
-def test_linear_layers_used_in_another_way_are_refused_by_name(llama: str, tmp_path: Path) -> None:
-    batch, targets = label_token_batch([5, 9], [4, 3]), ["q_proj"]
-    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=targets, modules_to_save=["lm_head"])
+def test_a_head_that_is_trained_in_full_is_refused(llama: str, tmp_path: Path) -> None:
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"])
     peft.get_peft_model(AutoModelForCausalLM.from_pretrained(llama), config).save_pretrained(tmp_path)
-    model = load_answer_model(Backbone(llama, adapter=str(tmp_path)), LoRA(), 0)
-    with pytest.raises(UsageError, match=r"lm_head\.weight.*row by row"):  # read without calling the layer
-        contrast_jacobian(model, batch)
+    with pytest.raises(UsageError, match=r"lm_head in full.*LoRA alone"):
+        load_answer_model(Backbone(llama, adapter=str(tmp_path)), LoRA(), 0)
+
+
+def test_linear_layers_used_in_another_way_are_refused_by_name(llama: str) -> None:
+    batch, targets = label_token_batch([5, 9], [4, 3]), ["q_proj"]
     model = trained(llama, targets)
     layer = model.fan_out.layers[1].self_attn.q_proj
     layer.lora_A["default"].register_forward_pre_hook(lambda site, args: args[0].flatten(0, 1))
