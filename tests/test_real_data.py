@@ -1,4 +1,4 @@
-"""Fit and test on public benchmarks with a 4-bit base: every test question once, none trained on, metrics that follow."""
+"""Public benchmarks with a 4-bit base: every test question once, none of them trained on, metrics that follow."""
 
 import json
 import os
