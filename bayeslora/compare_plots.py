@@ -116,5 +116,5 @@ def accuracy_ece(comparison: Comparison) -> Figure:
         axes.plot(x, floor, color=line["color"], marker="_", markersize=14, linestyle="none")
     axes.plot([], [], color=BLACK, marker="_", markersize=14, linestyle="none", label="floor of the ECE")
     axes.set(xlabel=f"accuracy on {dataset}", ylabel=f"ECE ({FLOOR_BINS} bins)", ylim=(0, None))
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)  # intervals cross the whole picture
     return figure
