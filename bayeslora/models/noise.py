@@ -6,6 +6,7 @@ in any chunk of samples, after a resume, and when gradient checkpointing compute
 """
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
@@ -57,7 +58,17 @@ def positions_from_last(attention_mask: Tensor) -> Tensor:
 
 
 def uniform(keys: Tensor, positions: Tensor, site: int, channels: int) -> Tensor:
-    """Uniform noise in [0, 1) for the activations at one site.
+    """Uniform noise in [0, 1) for the activations at one site, float32 ``[N, T, D]``; see :func:`random_bits`."""
+    return (random_bits(keys, positions, site, channels) >> 40).to(torch.float32).mul_(2.0**-24).add_(0.5)
+
+
+def keep_mask(keys: Tensor, positions: Tensor, site: int, channels: int, rate: float) -> Tensor:
+    """Which activations dropout at ``rate`` keeps, bool ``[N, T, D]``: where :func:`uniform` is ``rate`` or more."""
+    return random_bits(keys, positions, site, channels) >= math.floor((rate - 0.5) * 2**24) << 40
+
+
+def random_bits(keys: Tensor, positions: Tensor, site: int, channels: int) -> Tensor:
+    """Uniformly distributed int64 for the activations at one site.
 
     Args:
         keys: Row keys ``[N]``.
@@ -66,12 +77,16 @@ def uniform(keys: Tensor, positions: Tensor, site: int, channels: int) -> Tensor
         channels: Number of channels D.
 
     Returns:
-        float32 ``[N, T, D]``; entry (n, t, d) depends on ``keys[n]``, ``positions[n, t]``, ``site`` and d alone.
+        ``[N, T, D]``; entry (n, t, d) depends on ``keys[n]``, ``positions[n, t]``, ``site`` and d alone. The high bits are
+        the better ones.
     """
     tokens = _mix(keys[:, None] ^ _mix((positions + (site << 32)) * _GOLDEN))
     lanes = _mix(torch.arange(1, channels + 1, device=keys.device) * _SECOND)
-    bits = _mix(tokens[:, :, None] ^ lanes)
-    return ((bits >> 40) & 0xFFFFFF).to(torch.float32).mul_(2.0**-24)
+    bits = tokens[:, :, None] ^ lanes
+    bits *= _FIRST  # both sides are mixed already: two products and a fold between them are enough
+    bits ^= bits >> 32
+    bits *= _SECOND
+    return bits
 
 
 def _mix(x: Tensor) -> Tensor:

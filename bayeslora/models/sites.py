@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import UsageError
-from bayeslora.models.noise import uniform
+from bayeslora.models.noise import keep_mask
 
 ADAPTER = "default"
 
@@ -124,9 +124,9 @@ class SiteDropout(nn.Dropout):
         at_answer = input.dim() == 2
         if at_answer:
             positions = torch.ones_like(positions[:, :1])
-        noise = uniform(keys, positions, self.site, input.shape[-1])
-        keep = (noise[:, 0] if at_answer else noise) >= self.p
-        return input * keep.to(input.dtype).div_(1 - self.p)
+        keep = keep_mask(keys, positions, self.site, input.shape[-1], self.p)
+        scale = keep.to(input.dtype).div_(1 - self.p)
+        return input * (scale[:, 0] if at_answer else scale)
 
 
 def install_sites(network: nn.Module, context: SiteContext) -> list[str]:

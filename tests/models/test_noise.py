@@ -1,8 +1,10 @@
 """Keyed noise: uniform, independent, and the same whatever batch or padding it meets."""
 
+import math
+
 import torch
 
-from bayeslora.models.noise import generator, positions_from_last, row_keys, stream, uniform
+from bayeslora.models.noise import generator, keep_mask, positions_from_last, row_keys, stream, uniform
 from bayeslora.types import Samples
 from tests.conftest import label_token_batch
 
@@ -60,3 +62,12 @@ def test_global_random_state_is_left_alone() -> None:
     before = torch.random.get_rng_state()
     _noise([9, 20], draws=(0, 1))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_dropout_keeps_what_is_above_its_rate() -> None:
+    keys, positions = torch.arange(40) * 7919, torch.arange(30).expand(40, -1)
+    noise = uniform(keys, positions, 2, 64)
+    for rate in (0.05, 0.3, 0.9):
+        keep = keep_mask(keys, positions, 2, 64, rate)
+        assert torch.equal(keep, noise >= math.floor(rate * 2**24) / 2**24)
+        assert abs(keep.float().mean() - (1 - rate)) < 5 * (rate * (1 - rate) / keep.numel()) ** 0.5
