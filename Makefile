@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: quickstart test test-fast lint install
 
 quickstart: install
-	$(BIN)/bayeslora fit -c configs/quickstart.yaml --trainer.default_root_dir $(RUN) --overwrite true
+	$(BIN)/bayeslora fit -c configs/quickstart.yaml --trainer.default_root_dir $(RUN) --overwrite
 	$(BIN)/bayeslora test -c configs/quickstart.yaml --trainer.default_root_dir $(RUN)
 
 test: install

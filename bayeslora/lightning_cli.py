@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import ActionYesNo
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -79,7 +80,7 @@ class CommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the run folder, and link what model, data and seed share."""
-        parser.add_argument("--overwrite", type=bool, default=False, help="Start over in a folder that holds a run.")
+        parser.add_argument("--overwrite", action=ActionYesNo, default=False, help="Replace what the run folder holds.")
         parser.add_argument(
             "--save_every_n_steps",
             type=int | None,
@@ -104,7 +105,7 @@ class CommandLine(LightningCLI):
             return
         stage_folder = self._root / self.subcommand
         if self.subcommand in ("test", "predict") and stage_folder.exists() and not config.overwrite:
-            raise UsageError(f"{stage_folder} already holds results; add --overwrite true, or give another run folder")
+            raise UsageError(f"{stage_folder} already holds results; add --overwrite, or give another run folder")
         self._checkpoint = self._checkpoint_to_test(config)
 
     def _checkpoint_to_test(self, config: Any) -> str | None:

@@ -78,7 +78,7 @@ def test_test_takes_the_last_checkpoint_and_its_metrics_follow_from_the_file(run
     assert json.loads(json.dumps(evaluate(found.datasets, found.method, found.seed))) == written
     assert sum(v["n"] for v in written["datasets"].values()) == 40
     refused(capsys, arguments("test", run, data), str(run / "test"), "--overwrite")
-    assert main(arguments("test", run, data, "--overwrite=true")) == 0
+    assert main(arguments("test", run, data, "--overwrite")) == 0
     assert json.loads((run / "test" / "metrics.json").read_text()) == written
 
 

@@ -105,7 +105,7 @@ def test_killed_and_resumed_equals_uninterrupted(config: Path, uninterrupted: Pa
     last = root / "checkpoints" / "last.ckpt"
     kills = 0
     for _ in range(2):
-        options = ["--ckpt_path", "last"] if last.exists() else ["--overwrite", "true"]
+        options = ["--ckpt_path", "last"] if last.exists() else ["--overwrite"]
         process = subprocess.Popen(command("fit", config, root, *options), stdout=subprocess.DEVNULL)
         before = last.stat().st_mtime_ns if last.exists() else 0
         while process.poll() is None and (last.stat().st_mtime_ns if last.exists() else 0) == before:

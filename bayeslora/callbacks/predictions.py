@@ -81,7 +81,7 @@ class Predictions(L.Callback):
         folder = default if self.directory is None else Path(self.directory)
         if not self.overwrite and folder.is_dir() and any(folder.iterdir()):
             raise UsageError(
-                f"{folder} already holds results; give another folder, or --overwrite true to replace them"
+                f"{folder} already holds results; give another folder, or --overwrite to replace them"
             )
         self.file = folder / FILE
         self._batches = []

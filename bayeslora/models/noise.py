@@ -77,8 +77,8 @@ def random_bits(keys: Tensor, positions: Tensor, site: int, channels: int) -> Te
         channels: Number of channels D.
 
     Returns:
-        ``[N, T, D]``; entry (n, t, d) depends on ``keys[n]``, ``positions[n, t]``, ``site`` and d alone. The high bits are
-        the better ones.
+        ``[N, T, D]``; entry (n, t, d) depends on ``keys[n]``, ``positions[n, t]``, ``site`` and d alone. The high
+        bits are the better ones.
     """
     tokens = _mix(keys[:, None] ^ _mix((positions + (site << 32)) * _GOLDEN))
     lanes = _mix(torch.arange(1, channels + 1, device=keys.device) * _SECOND)
