@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from bayeslora import predictions
 from bayeslora.datamodules.option_order import merge_orders
 from bayeslora.errors import RunError, UsageError
 from bayeslora.lightning_modules.prediction import LogitsFn, owners, prediction_path
@@ -80,9 +79,7 @@ class Predictions(L.Callback):
         default = Path(trainer.default_root_dir) / TrainerFn(stage).value
         folder = default if self.directory is None else Path(self.directory)
         if not self.overwrite and folder.is_dir() and any(folder.iterdir()):
-            raise UsageError(
-                f"{folder} already holds results; give another folder, or --overwrite to replace them"
-            )
+            raise UsageError(f"{folder} already holds results; give another folder, or --overwrite to replace them")
         self.file = folder / FILE
         self._batches = []
 
@@ -123,6 +120,8 @@ class Predictions(L.Callback):
         Raises:
             RunError: If a question was met twice, or not at all.
         """
+        from bayeslora import predictions  # pyarrow takes its time to load
+
         assert self.file is not None  # set up
         batches, self._batches = _gather(self._batches), []
         datasets = {

@@ -15,7 +15,6 @@ from bayeslora.callbacks.predictions import FILE, Predictions
 from bayeslora.errors import UsageError
 from bayeslora.files import write_json
 from bayeslora.metrics.evaluate import FLOOR_BINS, INTERVALS, evaluate
-from bayeslora.predictions import read_predictions
 from bayeslora.terminal import fitting
 
 _SECTIONS = {
@@ -114,6 +113,8 @@ def report(directory: Path, plots: bool = True, console: Console | None = None) 
     Raises:
         UsageError: If there is no valid predictions file, or labels are missing.
     """
+    from bayeslora.predictions import read_predictions  # pyarrow takes its time to load
+
     found = read_predictions(directory / FILE)
     metrics = evaluate(found.datasets, found.method, found.seed)
     write_json(directory / "metrics.json", metrics)
