@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import bayeslora.datamodules
+import bayeslora.lightning_modules
 from bayeslora.callbacks.predictions import Predictions
 from bayeslora.callbacks.report import Report
 from bayeslora.callbacks.run_folder import AtomicCheckpointIO, RunFolder, refuse_second_fit
@@ -250,8 +252,22 @@ def _own_cause(error: BaseException) -> UsageError | None:
 
 
 def _condense(message: str) -> str:
-    """One line of a message that jsonargparse spreads over many."""
-    return " ".join(message.split())
+    """What went wrong in one line, from a message that jsonargparse spreads over many, or from Lightning's."""
+    text = " ".join(message.split())
+    if unknown := re.search(r"Expected a dot import path string: (\S+)", text):
+        names = [name for name in bayeslora.datamodules.__all__ if name.endswith("DataModule")]
+        names = names if 'key "data"' in text else bayeslora.lightning_modules.__all__
+        return f"there is no class {unknown[1]}; allowed: {', '.join(names)}, or the import path of your own"
+    if option := re.search(r"Problem with given class_path '([^']+)': Option '([^']+)' is not accepted", text):
+        name = option[1].rpartition(".")[2]
+        return f"{name} has no option {option[2]!r}; --model.help {name} or --data.help {name} lists them"
+    if expected := re.findall(r'Parser key "([^"]+)": Expected a (.+?)\. Got value: (\S+)', text):
+        key, kind, value = expected[-1]
+        kind = kind.removeprefix("<class '").removesuffix("'>")
+        return f"{key} is {value}; allowed: {kind}"
+    if "backend found" in text:
+        return f"{text.rstrip('!')} on this machine; give --trainer.accelerator cpu, or run where there is one"
+    return text
 
 
 def _option(args: list[str], name: str) -> str | None:

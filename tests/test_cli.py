@@ -118,19 +118,19 @@ def test_what_cannot_be_done_is_one_line(run: Path, data: Path, tmp_path: Path, 
         assert root == run or not (root / "checkpoints").exists()
 
     refused(capsys, ["trian"], "trian", "fit, test")
-    refuse("fit", "--data=NoSuchDataModule", parts=("NoSuchDataModule",))
+    refuse("fit", "--data=NoSuchDataModule", parts=("NoSuchDataModule", "ARCDataModule"))
     refuse("fit", "--data.protocol=mine", parts=("mine", "default"))
     refuse("fit", "--model.backbone.quantization=3bit", parts=("3bit", "8bit"))
     refuse("fit", "--model.backbone.readout=generate", parts=("generate", "label_token"))
-    refuse("fit", "--model.learning_rate=fast", parts=("fast",))
-    refuse("fit", "--model.no_such_option=1", parts=("no_such_option",))
+    refuse("fit", "--model.learning_rate=fast", parts=("learning_rate is fast", "float"))
+    refuse("fit", "--model.no_such_option=1", parts=("LoRAModule has no option 'no_such_option'",))
     refuse("fit", f"--data.path={tmp_path / 'nothing'}", parts=("nothing",))
     refuse("fit", parts=(str(run), "--ckpt_path last", "--overwrite"), root=run)
     refuse("test", parts=("no checkpoint", "bayeslora fit"))
     refuse("test", "--ckpt_path=/no/such/file.ckpt", parts=("/no/such/file.ckpt",))
     refuse("fit", "--model.backbone.pretrained=no/such-model", parts=("no/such-model", "HF_HUB_OFFLINE"))
     if not torch.cuda.is_available():
-        refuse("fit", "--trainer.accelerator=gpu", parts=("gpu",))
+        refuse("fit", "--trainer.accelerator=gpu", parts=("gpu", "--trainer.accelerator cpu"))
     last = run / "checkpoints" / "last.ckpt"
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(last.read_bytes()[:5000])

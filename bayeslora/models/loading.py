@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from bayeslora.models.sites import ADAPTER, SiteContext, install_sites, plain_na
 if TYPE_CHECKING:
     from bayeslora.models.answer_model import AnswerModel
 
-Quantization = Literal["none", "8bit", "4bit"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Readout = Literal["label_token", "head"]
+CHOICES = {
+    "quantization": ("none", "8bit", "4bit"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "readout": ("label_token", "head"),
+}
 T = TypeVar("T")
 
 
@@ -43,17 +45,17 @@ class Backbone:
 
     pretrained: str = "embedded"
     revision: str | None = None
-    quantization: Quantization = "none"
-    dtype: Dtype = "auto"
-    readout: Readout = "label_token"
+    quantization: str = "none"
+    dtype: str = "auto"
+    readout: str = "label_token"
     num_labels: int | None = None
     gradient_checkpointing: bool = False
     adapter: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that are not among the allowed ones."""
-        for name, allowed in (("quantization", Quantization), ("dtype", Dtype), ("readout", Readout)):
-            _check_choice(f"backbone.{name}", getattr(self, name), get_args(allowed))
+        for name, allowed in CHOICES.items():
+            _check_choice(f"backbone.{name}", getattr(self, name), allowed)
 
 
 @dataclass
