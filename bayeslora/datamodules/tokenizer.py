@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from bayeslora.errors import UsageError
-from bayeslora.models.pretrained import resolve_pretrained
+from bayeslora.models.pretrained import cannot_load, resolve_pretrained
 
 
 def load_tokenizer(tokenizer: Any, revision: str | None = None) -> Any:
@@ -24,12 +23,7 @@ def load_tokenizer(tokenizer: Any, revision: str | None = None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision or "main")
     except (OSError, ValueError) as error:
-        if Path(name).exists():
-            raise UsageError(f"cannot load a tokenizer from {name}: {str(error).splitlines()[0]}") from error
-        raise UsageError(
-            f"cannot find the tokenizer {name!r} in the local cache or on the hub; give a local folder, or download it "
-            "once with network and set HF_HUB_OFFLINE=1 (cache: HF_HOME)"
-        ) from error
+        raise cannot_load("tokenizer", name, error) from error
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.errors import UsageError
 from bayeslora.models.noise import generator, stream
-from bayeslora.models.pretrained import resolve_pretrained
+from bayeslora.models.pretrained import cannot_load, resolve_pretrained
 from bayeslora.models.sites import ADAPTER, SiteContext, install_sites, plain_name
 
 if TYPE_CHECKING:
@@ -201,12 +201,7 @@ def _load_base(backbone: Backbone, device: torch.device | str) -> nn.Module:
     try:
         return auto.from_pretrained(name, **options)
     except OSError as error:
-        if Path(name).exists():
-            raise UsageError(f"cannot load a model from {name}: {_first_line(error)}") from error
-        raise UsageError(
-            f"cannot find the model {name!r} in the local cache or on the hub; give backbone.pretrained a local "
-            "folder, or download it once with network and set HF_HUB_OFFLINE=1 (cache: HF_HOME)"
-        ) from error
+        raise cannot_load("model", name, error) from error
     except ValueError as error:
         raise UsageError(f"cannot load {name} for readout {backbone.readout!r}: {_first_line(error)}") from error
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from bayeslora.errors import UsageError
+
 EMBEDDED = "embedded"
 
 
@@ -10,3 +12,14 @@ def resolve_pretrained(name: str) -> str:
     if name == EMBEDDED:
         return str(Path(__file__).parent.parent / "assets" / "tiny")
     return name
+
+
+def cannot_load(what: str, name: str, error: Exception) -> UsageError:
+    """The refusal of a model or tokenizer that does not load: damaged where it lies, or not found anywhere."""
+    if Path(name).exists():
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return UsageError(f"cannot load a {what} from {name}: {reason}")
+    return UsageError(
+        f"cannot find the {what} {name!r} in the local cache or on the hub; give a local folder, or download it "
+        "once with network and set HF_HUB_OFFLINE=1 (cache: HF_HOME)"
+    )
