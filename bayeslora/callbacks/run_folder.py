@@ -19,7 +19,6 @@ from bayeslora import __version__
 from bayeslora.errors import UsageError
 from bayeslora.files import replacing, write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
-from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import save_posterior
 
 SCHEMA = 1
@@ -52,13 +51,13 @@ class RunFolder(L.Callback):
         self._note(trainer, {**_environment(), **_identity(trainer, pl_module)})
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note what it cost; save the posterior that a callback holds, or the trained adapter as a point."""
+        """Note what it cost; save the posterior that a callback holds, or the module's own."""
         spent = _run_record(trainer).get("train_seconds", 0.0) + time.monotonic() - self._started
         self._note(trainer, {"train_seconds": round(spent, 3), "peak_bytes": _peak_bytes(pl_module.device)})
         if isinstance(pl_module, MultipleChoiceModule) and trainer.is_global_zero:
             folder, model = Path(trainer.default_root_dir) / "posterior", pl_module.model
             found = (getattr(callback, "posterior", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-            posterior = next(filter(None, found), Point(model.trainable()))
+            posterior = next(filter(None, found), None) or pl_module.posterior()
             save_posterior(posterior, folder, model.adapter_config, model.base_fingerprint)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

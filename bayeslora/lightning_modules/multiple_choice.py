@@ -15,7 +15,8 @@ from bayeslora.lightning_modules.prediction import PredictionPath
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.loading import Backbone, LoRA, config_of, load_answer_model
 from bayeslora.models.noise import stream
-from bayeslora.types import AnswerBatch, AnswerOutput, Predictive, Samples
+from bayeslora.posteriors.point import Point
+from bayeslora.types import AnswerBatch, AnswerOutput, Posterior, Predictive, Samples
 
 SUPPORTS = ("options", "full_vocab")
 BASE = "base"
@@ -97,6 +98,10 @@ class MultipleChoiceModule(L.LightningModule):
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The trainable parameters by the names a posterior knows them by."""
         return self.model.trainable()
+
+    def posterior(self) -> Posterior:
+        """What training has found, as a run folder keeps it: here the current weights as a point."""
+        return Point(self.trainable())
 
     # --- prediction ----------------------------------------------------------------------------------------------
 
