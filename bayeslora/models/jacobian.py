@@ -7,7 +7,7 @@ sum over the batch is every question's own. Only gradients of activations are ne
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +20,11 @@ from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.sites import SiteLinear
 from bayeslora.types import AnswerBatch, GaussianPosterior, Predictive
 
+Directions = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """One use of a site in the forward pass: what went in, what came out, which output rows were asked for."""
 
     site: SiteLinear
@@ -58,6 +60,7 @@ def contrast_jacobian(
     batch: AnswerBatch,
     names: Collection[str] | None = None,
     dtype: torch.dtype = torch.float32,
+    directions: Directions | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     r"""Answer logits and :math:`\partial (f_c - f_0) / \partial \theta` for c = 1 .. C-1, for every question.
 
@@ -70,12 +73,47 @@ def contrast_jacobian(
         batch: B questions.
         names: Parameters wanted, weights or biases of trainable linear maps; None for all trainable ones.
         dtype: Of the Jacobian; sums over tokens are taken in float32, or float64 where the model is.
+        directions: Logits ``[B, C]`` to a matrix ``[B, C-1, C-1]`` whose columns combine the contrasts: the result is
+            then :math:`R_n^T J_n`. None for the contrasts themselves.
 
     Returns:
         Logits ``[B, C]``, minus infinity at absent options, and name to ``[B, C-1, *shape]``, zero at absent options.
 
     Raises:
         UsageError: a parameter that is not a trainable linear map's, or one the network does not use as such.
+    """
+    wanted = _wanted(model, names)
+    parameters, rows = model.trainable(), (len(batch), batch.answer_mask.shape[1] - 1)
+    with torch.inference_mode(False):
+        jacobian = {name: parameters[name].new_zeros(*rows, *parameters[name].shape, dtype=dtype) for name in wanted}
+
+    def add(call: Call, index: int, gradient: Tensor) -> None:
+        call.add_to(jacobian, index, gradient, batch.example_of_row)
+
+    return contrast_gradients(model, batch, wanted, add, directions), jacobian
+
+
+def contrast_gradients(
+    model: AnswerModel,
+    batch: AnswerBatch,
+    names: Collection[str] | None,
+    visit: Callable[[Call, int, Tensor], None],
+    directions: Directions | None = None,
+) -> Tensor:
+    """The gradient of every contrast at the output of every wanted linear map, one after another.
+
+    Args:
+        model: As in :func:`contrast_jacobian`.
+        batch: As in :func:`contrast_jacobian`.
+        names: As in :func:`contrast_jacobian`.
+        visit: Is given a use of a linear map, the contrast's number and the gradient at that use's output.
+        directions: As in :func:`contrast_jacobian`.
+
+    Returns:
+        Logits ``[B, C]``, minus infinity at absent options.
+
+    Raises:
+        UsageError: as :func:`contrast_jacobian`.
     """
     with torch.inference_mode(False), torch.enable_grad():
         batch = batch._map(torch.clone)  # a tensor made in inference mode cannot take part in a graph
@@ -84,7 +122,8 @@ def contrast_jacobian(
             logits = model(batch).logits
         _check_calls(calls, wanted, len(batch.input_ids))
         contrasts = (logits[:, 1:] - logits[:, :1]).masked_fill(~batch.answer_mask[:, 1:], 0.0)
-        jacobian = _zeros(model, wanted, contrasts.shape, dtype)
+        if directions is not None:
+            contrasts = torch.einsum("bc,bcd->bd", contrasts, directions(logits.detach()).to(contrasts.dtype))
         for index in range(contrasts.shape[1]):
             gradients = torch.autograd.grad(
                 contrasts[:, index].sum(),
@@ -94,8 +133,8 @@ def contrast_jacobian(
                 materialize_grads=True,
             )
             for call, gradient in zip(calls, gradients, strict=True):
-                call.add_to(jacobian, index, gradient, batch.example_of_row)
-    return logits.detach(), jacobian
+                visit(call, index, gradient)
+    return logits.detach()
 
 
 def linearised(
@@ -123,11 +162,6 @@ def _tokens(tensor: Tensor) -> Tensor:
     return tensor.reshape(len(tensor), -1, tensor.shape[-1])
 
 
-def _zeros(model: AnswerModel, names: list[str], shape: torch.Size, dtype: torch.dtype) -> dict[str, Tensor]:
-    parameters = model.trainable()
-    return {name: parameters[name].new_zeros(*shape, *parameters[name].shape, dtype=dtype) for name in names}
-
-
 def _parameters_of(site: SiteLinear) -> tuple[str, str]:
     return f"{site.name}.weight", f"{site.name}.bias"
 
@@ -152,12 +186,12 @@ def _sites(model: AnswerModel) -> Iterator[SiteLinear]:
 
 
 @contextmanager
-def _recording(model: AnswerModel, wanted: Collection[str]) -> Iterator[list[_Call]]:
+def _recording(model: AnswerModel, wanted: Collection[str]) -> Iterator[list[Call]]:
     """Within the block, every use of the sites that hold the wanted parameters is noted in the list."""
-    calls: list[_Call] = []
+    calls: list[Call] = []
 
     def note(site: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append(_Call(site, args[0].detach(), output, args[1] if len(args) > 1 else None))
+        calls.append(Call(site, args[0].detach(), output, args[1] if len(args) > 1 else None))
 
     sites = [site for site in _sites(model) if not set(wanted).isdisjoint(_parameters_of(site))]
     handles = [site.register_forward_hook(note) for site in sites]
@@ -168,7 +202,7 @@ def _recording(model: AnswerModel, wanted: Collection[str]) -> Iterator[list[_Ca
             handle.remove()
 
 
-def _check_calls(calls: list[_Call], wanted: Collection[str], rows: int) -> None:
+def _check_calls(calls: list[Call], wanted: Collection[str], rows: int) -> None:
     used = {name for call in calls for name in _parameters_of(call.site)}
     missing = [name for name in wanted if name not in used]
     missing += [_parameters_of(call.site)[0] for call in calls if len(call.input) != rows]
