@@ -25,6 +25,7 @@ _HEADLINES = {
     "kl": "KL",
     "aurc": "AURC",
     "epistemic": "epistemic",
+    "entropy_correlation_total": "rank corr.",
     "auroc_one_minus_confidence": "AUROC conf.",
     "auroc_total": "AUROC total",
     "auroc_epistemic": "AUROC epist.",
@@ -167,7 +168,10 @@ def legend(comparison: Comparison) -> list[str]:
         f"set against {comparison.datasets[0]}.",
     ]
     if any(metric == "expected_nll" for run in comparison.runs for _, metric in run.numbers):
-        lines.append("(*) Expected under the true probabilities, which takes label noise out.")
+        lines.append(
+            "(*) Expected under the true probabilities, which takes label noise out. Rank corr.: Spearman's, of the "
+            "total uncertainty with the entropy of the true answer, over questions."
+        )
     labels = [comparison.summary(method, RUN, "labels") for method in comparison.methods]
     if len({found.mean for found in labels if found is not None}) > 1:
         lines.append("The methods did not use the same number of labels.")

@@ -41,6 +41,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         ood: Names of further datasets to test on, such as ``mmlu:law``.
         batch_size: Questions in a training batch, per process.
         eval_batch_size: Questions in a batch for validation and testing; None takes ``batch_size``.
+        max_test: Draws this many questions of each test set, the same ones for every seed; None takes all.
         max_length: Longest row in tokens; None takes the protocol's, or the tokenizer's where that is smaller.
         seed: Of order, splits and draws. The test sets do not depend on it.
         tokenizer: Name or folder of a tokenizer, or one that is loaded; ``embedded`` is the one in the package.
@@ -66,6 +67,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         ood: list[str] | None = None,
         batch_size: int = 16,
         eval_batch_size: int | None = None,
+        max_test: int | None = None,
         max_length: int | None = None,
         seed: int = 0,
         tokenizer: Any = "embedded",
@@ -88,7 +90,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, batch_size if eval_batch_size is None else eval_batch_size
         self.tokenizer_name, self.revision, self.readout = tokenizer, revision, readout
         self.shuffle_options, self.permutations, self.shots, self.chat = shuffle_options, permutations, shots, chat
-        self.requested_length, self.num_workers = max_length, num_workers
+        self.requested_length, self.max_test, self.num_workers = max_length, max_test, num_workers
         self.members: Sequence[int] = (0,)
         self._check_arguments()
         self._questions: dict[str, list[Question]] = {}
@@ -103,8 +105,9 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
-        if self.requested_length is not None and self.requested_length < 1:
-            raise UsageError(f"max_length is {self.requested_length}; allowed: 1 or more")
+        for name, size in (("max_length", self.requested_length), ("max_test", self.max_test)):
+            if size is not None and size < 1:
+                raise UsageError(f"{name} is {size}; allowed: 1 or more")
         for benchmark in (self.benchmark, *self.ood.values()):
             self.protocol.check_task(benchmark.task)
         prompting = {"shots": self.shots, "chat": self.chat}
@@ -145,8 +148,15 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
                 self._questions |= {TRAIN: train, VALIDATION: self._evaluated(validation)}
             else:
                 split = self.protocol.splits(benchmark).test
-                self._questions[name] = self._evaluated(load_split(benchmark, split, self.protocol, self.data_dir))
+                found = load_split(benchmark, split, self.protocol, self.data_dir)
+                self._questions[name] = self._evaluated(self._drawn(found))
         return self._questions[name]
+
+    def _drawn(self, questions: list[Question]) -> list[Question]:
+        """At most ``max_test`` of a test set's questions, in their order."""
+        if self.max_test is None:
+            return questions
+        return [questions[row] for row in sorted(permutation(len(questions), "max_test")[: self.max_test])]
 
     def _evaluated(self, questions: list[Question]) -> list[Question]:
         """The questions the protocol evaluates: all, or as many as fill batches."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
 
 from bayeslora.errors import UsageError
 from bayeslora.metrics import calibration, means, scores, selective
@@ -69,7 +70,7 @@ def _dataset(name: str, answers: Answers, intervals: bool) -> dict[str, Any]:
         )
     tensors = _calibration(answers) | _selective(answers) | _means(answers)
     if answers.true_probs is not None:
-        tensors |= _expectations(answers.probs, answers.true_probs)
+        tensors |= _expectations(answers.probs, answers.true_probs) | _rank_correlations(answers, answers.true_probs)
     numbers: dict[str, Any] = {"n": len(answers)} | {key: _number(value) for key, value in tensors.items()}
     return numbers | ({INTERVALS: _dataset_intervals(answers)} if intervals else {})
 
@@ -119,6 +120,17 @@ def _expectations(probs: Tensor, true_probs: Tensor) -> dict[str, Tensor]:
         "expected_calibration_gap": means.ExpectedCalibrationGap()(probs, true_probs),
         "kl": means.Divergence()(probs, true_probs),
     }
+
+
+def _rank_correlations(answers: Answers, true_probs: Tensor) -> dict[str, Tensor]:
+    """How well each uncertainty orders questions by the entropy of their true answer: Spearman's rank correlation."""
+    entropy = torch.special.entr(true_probs).sum(-1)
+    found = {}
+    for name, score in uncertainty_scores(answers).items():
+        constant = bool((score == score[0]).all() or (entropy == entropy[0]).all())
+        value = score.new_tensor(math.nan) if constant else spearman_corrcoef(score.double(), entropy.double())
+        found[f"entropy_correlation_{name}"] = value
+    return found
 
 
 def _dataset_intervals(answers: Answers) -> dict[str, list[float]]:

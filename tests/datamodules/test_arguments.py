@@ -20,6 +20,7 @@ SHARED = {
     "batch_size",
     "eval_batch_size",
     "max_length",
+    "max_test",
     "seed",
     "tokenizer",
     "readout",
@@ -42,7 +43,8 @@ def test_shared_arguments_reach_the_module(name: str, tmp_path: Any) -> None:
     parser.add_subclass_arguments(lightning.LightningDataModule, "data")
     given = {"seed": 7, "tokenizer": "somewhere", "readout": "head", "ood": ["obqa"], "batch_size": 3, "labels": 9}
     given |= {"ood": ["arc_easy"]} if name == "OpenBookQADataModule" else {}
-    given |= {"data_dir": "d", "protocol": "default", "eval_batch_size": 5, "max_length": 99, "num_workers": 1}
+    given |= {"data_dir": "d", "protocol": "default", "eval_batch_size": 5, "max_length": 99, "max_test": 8}
+    given |= {"num_workers": 1}
     assert set(given) == SHARED
     path = f"bayeslora.datamodules.{name}"
     config = parser.parse_object({"data": {"class_path": path, "init_args": {**own, **given}}})
@@ -56,6 +58,7 @@ def test_shared_arguments_reach_the_module(name: str, tmp_path: Any) -> None:
         9,
     )
     assert (data.data_dir, data.protocol.name, data.eval_batch_size, data.max_length) == ("d", "default", 5, 99)
+    assert data.max_test == 8
     assert (data.num_workers, data.test_names[1:]) == (1, given["ood"])
 
 

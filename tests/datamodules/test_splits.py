@@ -74,3 +74,17 @@ def test_duplicates_between_train_and_test_are_reported(question_folder: Path, b
         file.write(row.replace("train4", "again") + "\n")
     data = JSONLDataModule(path=str(question_folder), tokenizer=byte_level)
     assert data.report()["in_train_and_test"] == [("train4", "again")]
+
+
+def test_a_test_set_can_be_cut_to_a_draw_that_all_seeds_share(question_folder: Path) -> None:
+    data = JSONLDataModule(path=str(question_folder), max_test=4)
+    drawn = [question.id for question in data.questions(data.test_names[0])]
+    everything = JSONLDataModule(path=str(question_folder))
+    whole = [question.id for question in everything.questions(everything.test_names[0])]
+    assert len(drawn) == 4
+    assert drawn == [id_ for id_ in whole if id_ in drawn] != whole[:4]
+    other = JSONLDataModule(path=str(question_folder), max_test=4, seed=9)
+    assert [question.id for question in other.questions(other.test_names[0])] == drawn
+    assert len(data.train_questions) == 37
+    with pytest.raises(UsageError, match="max_test is 0; allowed: 1 or more"):
+        JSONLDataModule(path=str(question_folder), max_test=0)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from bayeslora.errors import UsageError
@@ -63,6 +64,18 @@ def test_known_probabilities_give_expectations() -> None:
     assert numbers["expected_accuracy"] == pytest.approx(numbers["mean_confidence"])
     assert numbers["expected_calibration_gap"] == pytest.approx(0, abs=1e-12)
     assert "interval_95" not in numbers
+
+
+def test_uncertainty_is_ranked_by_the_true_entropy() -> None:
+    made = replace(answers(200), true_probs=answers(200, seed=5).probs)
+    entropy = torch.special.entr(made.true_probs).sum(-1)
+    numbers = evaluate({"arc": made}, "swag", 0, intervals=False)["datasets"]["arc"]
+    for name in ("total", "aleatoric", "epistemic"):
+        expected = spearmanr(getattr(made, name), entropy).statistic
+        assert numbers[f"entropy_correlation_{name}"] == pytest.approx(expected, abs=1e-6)
+    certain = replace(made, true_probs=torch.eye(4, dtype=torch.float64)[made.label])
+    numbers = evaluate({"arc": certain}, "swag", 0, intervals=False)["datasets"]["arc"]
+    assert numbers["entropy_correlation_total"] is None
 
 
 def test_kept_logits_give_the_mass_outside() -> None:

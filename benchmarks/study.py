@@ -1,0 +1,157 @@
+"""Methods side by side on the embedded benchmark, where the true answer probabilities are known; paired by seed.
+
+    OMP_NUM_THREADS=1 python benchmarks/study.py --rows mle map swag --seeds 10 --out runs/study
+
+A seed draws the training questions, their order and the initial weights. A row is what `bayeslora fit` and `bayeslora
+test` make of ``configs/quickstart.yaml`` with the overlays of ``ROWS``; the same with a temperature fitted on the
+validation fifth of the same labels is the row ``NAME+temperature``. Every row answers the same draw of ``--questions``
+of each test set. Folders are ordinary run folders: `bayeslora compare` reads them. What is there is not made again, so
+that a study that was cut short goes on, and rows and seeds can be added.
+
+Options after ``--`` go to every command, for trials: ``-- --model.learning_rate=1e-3``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from measure import machine, quiet
+
+from bayeslora.cli import main as bayeslora
+from bayeslora.compare import compare
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+TEMPERATURE = "+temperature"
+MEMBERS = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a row is made.
+
+    Attributes:
+        overlays: Files of ``configs/method`` on top of the quickstart's configuration, for fit and for test.
+        options: Options on top of those.
+        trained: The row whose checkpoint is tested; None trains its own.
+    """
+
+    overlays: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    trained: str | None = None
+
+
+ROWS = {
+    "mle": Row(("mle",)),
+    "map": Row(("map",)),
+    "mc_dropout": Row(("mc_dropout",)),
+    "swag": Row(("swag",)),
+}
+
+
+def main() -> None:
+    options = arguments()
+    quiet()
+    print(machine(), flush=True)
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        for name in options.rows:
+            started = time.perf_counter()
+            made = make(options, name, seed)
+            if made:
+                print(f"seed {seed} {name}: {time.perf_counter() - started:.1f} s", flush=True)
+    folders = [options.out / name for name in options.rows]
+    folders += [folder.with_name(folder.name + TEMPERATURE) for folder in folders if not options.no_temperature]
+    compare(folders, options.reference or options.rows[0], options.out / "comparison", overwrite=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+    )
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--labels", type=int, default=120)
+    parser.add_argument("--questions", type=int, default=1000, help="of each test set")
+    parser.add_argument("--reference", help="the row that the others are compared with (the first)")
+    parser.add_argument("--no-temperature", action="store_true", help="leave the rows with a temperature out")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    own, rest = split(sys.argv[1:])
+    options = parser.parse_args(own)
+    options.rest = rest
+    return options
+
+
+def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is before ``--`` and what is after it."""
+    place = args.index("--") if "--" in args else len(args)
+    return list(args[:place]), list(args[place + 1 :])
+
+
+def make(options: argparse.Namespace, name: str, seed: int) -> bool:
+    """One row of one seed, as it is and with a temperature, as far as it is missing; whether anything was."""
+    row, folder = ROWS[name], options.out / name / f"seed-{seed}"
+    trained = options.out / (row.trained or name) / f"seed-{seed}"
+    common = [*configuration(options, seed), *overlays(row.overlays), *row.options, *options.rest]
+    missing = [tempered for tempered in tempers(options) if not (tested(folder, tempered) / "test").exists()]
+    if row.trained is not None:
+        make(options, row.trained, seed)
+    elif not (folder / "posterior").exists():
+        run("fit", *common, "--trainer.limit_val_batches=0", f"--trainer.default_root_dir={folder}", "--overwrite")
+    for tempered in missing:
+        place = tested(folder, tempered)
+        if place != trained:
+            keep(trained, place)
+        extra = overlays(("temperature",)) if tempered else []
+        run("test", *common, *extra, f"--trainer.default_root_dir={place}")
+    return bool(missing)
+
+
+def tempers(options: argparse.Namespace) -> list[bool]:
+    """Whether a temperature is fitted: both, or never."""
+    return [False] if options.no_temperature else [False, True]
+
+
+def tested(folder: Path, tempered: bool) -> Path:
+    """The run folder that a row is tested in."""
+    return folder.parents[0].with_name(folder.parent.name + TEMPERATURE) / folder.name if tempered else folder
+
+
+def keep(trained: Path, place: Path) -> None:
+    """A copy of a run without its tests, so that the row tests what was trained and keeps its costs."""
+    if place.exists():
+        shutil.rmtree(place)
+    shutil.copytree(trained, place, ignore=shutil.ignore_patterns("test", "test-config.yaml", "logs", "laplace"))
+
+
+def configuration(options: argparse.Namespace, seed: int) -> list[str]:
+    """The embedded benchmark as the quickstart has it, at this label budget."""
+    return [
+        f"--config={CONFIGS / 'quickstart.yaml'}",
+        f"--seed_everything={seed}",
+        f"--data.labels={options.labels}",
+        f"--data.max_test={options.questions}",
+        "--trainer.logger=false",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+    ]
+
+
+def overlays(names: Sequence[str]) -> list[str]:
+    return [f"--config={CONFIGS / 'method' / name}.yaml" for name in names]
+
+
+def run(*command: str) -> None:
+    """One command of bayeslora; a row that fails ends the study with its message, and what was made stays."""
+    status = bayeslora(command)
+    if status:
+        raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main()
