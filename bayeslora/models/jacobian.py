@@ -35,18 +35,19 @@ class Call:
     @torch.no_grad()
     def add_to(self, jacobian: dict[str, Tensor], index: int, gradient: Tensor, example_of_row: Tensor) -> None:
         """Add a contrast's gradient at the output, times the input and summed over tokens, to the Jacobian."""
-        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         weight, bias = (jacobian.get(name) for name in _parameters_of(self.site))
+        outer, inner = self.sides(gradient)
         with torch.autocast(gradient.device.type, enabled=False):
             if weight is not None:
-                weight[:, index].index_add_(0, example_of_row, self._product(gradient).to(weight.dtype))
+                product = torch.einsum("bto,bti->boi", outer, inner)
+                weight[:, index].index_add_(0, example_of_row, product.to(weight.dtype))
             if bias is not None:
-                bias[:, index].index_add_(0, example_of_row, _tokens(self._every(gradient)).sum(1).to(bias.dtype))
+                bias[:, index].index_add_(0, example_of_row, outer.sum(1).to(bias.dtype))
 
-    def _product(self, gradient: Tensor) -> Tensor:
-        """Each row's Jacobian of the weight ``[R, out, in]``."""
-        value = _tokens(self.input.to(gradient.dtype))
-        return torch.einsum("bto,bti->boi", _tokens(self._every(gradient)), value)
+    def sides(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient at every output ``[R, T, out]`` and input ``[R, T, in]``, token by token, at least in float32."""
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        return _tokens(self._every(gradient)), _tokens(self.input.to(gradient.dtype))
 
     def _every(self, gradient: Tensor) -> Tensor:
         """The gradient at all outputs: those that were not computed have no influence."""
