@@ -66,9 +66,9 @@ class TimedSWAG(SWAG):
     def on_train_batch_end(self, *args: Any) -> None:
         """Read it; time the snapshot where there is one."""
         self.steps.append(now() - self.began)
-        began, before = now(), self.moments.count
+        began, before = now(), self.members[0].count
         super().on_train_batch_end(*args)
-        if self.moments.count > before:
+        if self.members[0].count > before:
             self.snapshots.append(now() - began)
 
 
@@ -131,8 +131,10 @@ def report(swag: TimedSWAG, module: LoRAModule) -> None:
     print(f"step, ms: {spread([1000 * step for step in steps])}")
     print(f"snapshot, ms: {spread([1000 * swag.snapshots[i] for i in rounds])}")
     print(f"collection at one snapshot per {EVERY} steps, % of a step: {spread(shares, 4)}  (target <= 1)")
-    print(f"state: {swag.moments.nbytes} bytes = {swag.moments.nbytes / (4 * numbers):g} x 4 x trainable parameters, ")
-    print(f"  {swag.moments.nbytes / MIB:.1f} MiB  (target (2 + K) = {2 + RANK})")
+    print(
+        f"state: {swag.members[0].nbytes} bytes = {swag.members[0].nbytes / (4 * numbers):g} x 4 x trainable parameters, "
+    )
+    print(f"  {swag.members[0].nbytes / MIB:.1f} MiB  (target (2 + K) = {2 + RANK})")
 
 
 if __name__ == "__main__":

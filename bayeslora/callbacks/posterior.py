@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class PosteriorCallback(L.Callback):
                 "--model.backbone.adapter DIR (any of the posteriors)"
             )
         posterior = self.required_posterior()
-        check_same_parameters(posterior.mean(), trainable_of(pl_module), f"{self.label}'s posterior")
+        check_same_parameters(posterior.mean(), weight_sets(pl_module)[0], f"{self.label}'s posterior")
         path = prediction_path(pl_module, self.logits_fn)
         path.claim(self.label, self._predictor(pl_module, posterior))
         self._path = path
@@ -113,22 +113,11 @@ class PosteriorCallback(L.Callback):
             return _linearised(pl_module, posterior, self.label)
         seed = getattr(pl_module, "seed", 0) if self.seed is None else self.seed
         bank = posterior.sample(self._draws(posterior), generator(seed, self.label, "posterior"))
-        if isinstance(pl_module, MultipleChoiceModule) and bank.keys() <= _site_parameters(pl_module):
-            return self._fanned_out(pl_module, bank, seed)
-        if self.dropout:
-            raise UsageError(f"dropout draws need LoRA sites of this package; {type(pl_module).__name__} has others")
-        return _one_by_one(pl_module, bank, self.logits_fn or _current_logits)
+        return bank_predictor(pl_module, bank, self.logits_fn, stream(seed, "test") if self.dropout else None)
 
     def _draws(self, posterior: Posterior | Mixture) -> int:
         """How many samples to draw: S for every component of a mixture."""
         return self.samples * len(getattr(posterior, "components", [posterior]))
-
-    def _fanned_out(self, module: MultipleChoiceModule, bank: dict[str, Tensor], seed: int) -> Predict:
-        parameters = module.trainable()
-        weights = {name: value.to(parameters[name]) for name, value in bank.items()}
-        draws = torch.arange(len(next(iter(bank.values())))) if self.dropout else None
-        samples = Samples(weights, draws, stream(seed, "test"))
-        return lambda batch: module.sampled(batch, samples)
 
 
 class SavedPosteriors(PosteriorCallback):
@@ -205,15 +194,47 @@ class SavedPosteriors(PosteriorCallback):
 
 
 def trainable_of(pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
-    """The trainable parameters: by plain names for modules of this package, else as ``named_parameters`` has them."""
+    """The weights a posterior is over: by plain names for modules of this package, else all that are trainable."""
     if isinstance(pl_module, MultipleChoiceModule):
-        return pl_module.trainable()
+        return pl_module.weights()
     return {name: parameter for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
 
 
-def mean_predictor(pl_module: L.LightningModule, mean: dict[str, Tensor], logits_fn: LogitsFn | None) -> Predict:
-    """Prediction with one set of weights, which are not the module's own."""
-    return _one_by_one(pl_module, {name: value[None] for name, value in mean.items()}, logits_fn or _current_logits)
+def weight_sets(pl_module: L.LightningModule) -> list[dict[str, Tensor]]:
+    """The networks that a module trains side by side: itself, or the members of a stack."""
+    if isinstance(pl_module, MultipleChoiceModule):
+        return pl_module.weight_sets()
+    return [dict(trainable_of(pl_module))]
+
+
+def active_members(pl_module: L.LightningModule) -> tuple[int, ...]:
+    """Which of :func:`weight_sets` still train."""
+    return pl_module.active_members() if isinstance(pl_module, MultipleChoiceModule) else (0,)
+
+
+def bank_predictor(
+    pl_module: L.LightningModule, bank: Mapping[str, Tensor], logits_fn: LogitsFn | None, noise: int | None = None
+) -> Predict:
+    """Prediction with S sets of weights, equally weighted, which are not the module's own.
+
+    Args:
+        pl_module: The module; its weights are the same afterwards.
+        bank: Parameter name to ``[S, *shape]``.
+        logits_fn: For modules that are not of this package: ``(module, batch)`` to logits ``[B, C]``.
+        noise: Seeds a dropout draw for every sample; None for no dropout.
+
+    Raises:
+        UsageError: dropout draws for a module, or for parameters, that are not LoRA sites of this package.
+    """
+    if isinstance(pl_module, MultipleChoiceModule) and bank.keys() <= _site_parameters(pl_module):
+        parameters = pl_module.trainable()
+        weights = {name: value.to(parameters[name]) for name, value in bank.items()}
+        draws = None if noise is None else torch.arange(len(next(iter(bank.values()))))
+        samples = Samples(weights, draws, noise or 0)
+        return lambda batch: pl_module.sampled(batch, samples)
+    if noise is not None:
+        raise UsageError(f"dropout draws need LoRA sites of this package; {type(pl_module).__name__} has others")
+    return _one_by_one(pl_module, bank, logits_fn or _current_logits)
 
 
 def _current_logits(pl_module: Any, batch: Any) -> Tensor:
@@ -224,7 +245,7 @@ def _site_parameters(module: MultipleChoiceModule) -> set[str]:
     return {f"{site}.{kind}" for site in module.model.sites for kind in ("weight", "bias")}
 
 
-def _one_by_one(pl_module: L.LightningModule, bank: dict[str, Tensor], logits_fn: LogitsFn) -> Predict:
+def _one_by_one(pl_module: L.LightningModule, bank: Mapping[str, Tensor], logits_fn: LogitsFn) -> Predict:
     """Copy every sample into the parameters in turn, and the module's own weights back."""
     parameters = trainable_of(pl_module)
     count = len(next(iter(bank.values())))

@@ -11,7 +11,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from bayeslora.callbacks.posterior import PosteriorCallback, mean_predictor, trainable_of
+from bayeslora.callbacks.posterior import (
+    PosteriorCallback,
+    active_members,
+    bank_predictor,
+    trainable_of,
+    weight_sets,
+)
 from bayeslora.callbacks.schedule import Schedule, Steps, install
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
@@ -104,7 +110,7 @@ class SWAG(PosteriorCallback):
         self.scale, self.divisor = usual if scale is None else scale, divisor or published.divisor
         check_options("full" if mode == CHECKPOINTS else mode, self.scale, self.divisor, self.rank)
         self.schedule, self.start_from_best, self.device, self.label_fn = schedule, start_from_best, device, label_fn
-        self.moments: Moments | None = None
+        self.members: list[Moments] = []
         self._first = 0  # the resolved start, in units
         self._seen = 0  # optimiser steps at the last look
         self._went_back = False
@@ -113,18 +119,29 @@ class SWAG(PosteriorCallback):
     # --- what was collected --------------------------------------------------------------------------------------
 
     @property
+    def moments(self) -> Moments | None:
+        """The moments of the one network that is trained; None before training, and where members are stacked."""
+        return self.members[0] if len(self.members) == 1 else None
+
+    @property
     def posterior(self) -> Posterior | Mixture | None:
         """What the snapshots so far make; None where they are too few, or prediction is left to others."""
-        enough = self.moments is not None and self.moments.count >= (1 if self.mode == "swa" else 2)
-        return self.required_posterior() if enough and self.predict is not None else None
+        least = 1 if self.mode == "swa" else 2
+        enough = [moments.count >= least for moments in self.members] or [False]
+        return self.required_posterior() if all(enough) and self.predict is not None else None
 
     def required_posterior(self) -> Posterior | Mixture:
-        """The posterior to predict with.
+        """The posterior to predict with: that of the network trained, or every member's own as equal parts.
 
         Raises:
             UsageError: too few snapshots.
         """
-        moments = self.moments or Moments(Layout({}), self.rank)
+        parts = [self._posterior_of(moments) for moments in self.members or [Moments(Layout({}), self.rank)]]
+        if len(parts) == 1:
+            return parts[0]
+        return Mixture([one for part in parts for one in (part.components if isinstance(part, Mixture) else [part])])
+
+    def _posterior_of(self, moments: Moments) -> Posterior | Mixture:
         if self.mode == CHECKPOINTS:
             return moments.checkpoints()
         return moments.posterior(self.mode, self.scale, self.divisor)
@@ -132,7 +149,8 @@ class SWAG(PosteriorCallback):
     @property
     def label(self) -> str:
         """What the prediction path and tables call the method."""
-        parts = [_LABELS[self.mode], "dropout" * self.dropout, "linearised" * (self.predict == "linearised")]
+        name = "Multi" * (len(self.members) > 1) + _LABELS[self.mode]
+        parts = [name, "dropout" * self.dropout, "linearised" * (self.predict == "linearised")]
         return "_".join(filter(None, parts))
 
     def _draws(self, posterior: Posterior | Mixture) -> int:
@@ -153,7 +171,7 @@ class SWAG(PosteriorCallback):
         if any(kind in strategy for kind in ("FSDP", "DeepSpeed", "ModelParallel")):
             raise UsageError(f"SWAG needs whole weights, {strategy} shards them; use a single device or strategy ddp")
         if stage == "fit" and trainer.global_step == 0:
-            self.moments, self._went_back = None, False
+            self.members, self._went_back = [], False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find out where collection starts and set up moments and schedule.
@@ -161,13 +179,18 @@ class SWAG(PosteriorCallback):
         Raises:
             UsageError: a start after the last step, or moments restored from a checkpoint that do not fit.
         """
-        parameters = trainable_of(pl_module)
+        networks = weight_sets(pl_module)
         self._plan(trainer)
-        if self.moments is None:
-            self.moments = Moments(Layout.of(parameters), self.rank)
-        self.moments.check(parameters, "the model")
-        if self.device == "same":
-            self.moments.to(next(iter(parameters.values())).device)
+        self.members = self.members or [Moments(Layout.of(parameters), self.rank) for parameters in networks]
+        if len(self.members) != len(networks):
+            raise UsageError(
+                f"the snapshots are of {len(self.members)} networks, the model trains {len(networks)}; give the members "
+                "as they were when the checkpoint was written"
+            )
+        for moments, parameters in zip(self.members, networks, strict=True):
+            moments.check(parameters, "the model")
+            if self.device == "same":
+                moments.to(next(iter(parameters.values())).device)
 
     def _plan(self, trainer: L.Trainer) -> None:
         """Resolve the start in whole units, and put the schedule in place."""
@@ -215,7 +238,6 @@ class SWAG(PosteriorCallback):
         Raises:
             RunError: a weight that is not finite.
         """
-        assert self.moments is not None  # since on_fit_start
         before, self._seen = self._seen, trainer.global_step
         if self.unit == "step":
             due = self._passed(self._seen) > self._passed(before)
@@ -223,7 +245,9 @@ class SWAG(PosteriorCallback):
             after = trainer.current_epoch - self._first
             due = trainer.is_last_batch and after >= 0 and after % self.every == 0
         if due:
-            self.moments.update(trainable_of(pl_module))
+            networks = weight_sets(pl_module)
+            for index in active_members(pl_module):
+                self.members[index].update(networks[index])
 
     def _passed(self, step: int) -> int:
         """How many moments to collect at lie at or before an optimiser step; none before the first step."""
@@ -236,9 +260,11 @@ class SWAG(PosteriorCallback):
         """Take the mean as it stands, where there is one and the module's logits and labels can be had."""
         own = isinstance(pl_module, MultipleChoiceModule)
         known = own or (self.logits_fn is not None and self.label_fn is not None)
-        if known and not trainer.sanity_checking and self.moments is not None and self.moments.count:
-            mean = self.moments.layout.split(self.moments.mean)
-            self._validate_mean = mean_predictor(pl_module, mean, self.logits_fn)
+        collected = bool(self.members) and all(moments.count for moments in self.members)
+        if known and not trainer.sanity_checking and collected:
+            means = [moments.layout.split(moments.mean) for moments in self.members]
+            bank = {name: torch.stack([mean[name] for mean in means]) for name in means[0]}
+            self._validate_mean = bank_predictor(pl_module, bank, self.logits_fn)
 
     def on_validation_batch_end(
         self,
@@ -271,13 +297,11 @@ class SWAG(PosteriorCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The moments and where collection stands."""
-        moments = None if self.moments is None else self.moments.state_dict()
-        return {"moments": moments, "went_back": self._went_back}
+        return {"moments": [moments.state_dict() for moments in self.members], "went_back": self._went_back}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the moments of a checkpoint."""
-        moments = state_dict["moments"]
-        self.moments = None if moments is None else Moments.from_state_dict(moments)
+        self.members = [Moments.from_state_dict(state) for state in state_dict["moments"]]
         self._went_back = state_dict["went_back"]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

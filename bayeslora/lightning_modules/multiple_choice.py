@@ -99,6 +99,18 @@ class MultipleChoiceModule(L.LightningModule):
         """The trainable parameters by the names a posterior knows them by."""
         return self.model.trainable()
 
+    def weight_sets(self) -> list[dict[str, Tensor]]:
+        """The networks that are trained side by side, as parameters by plain name: one, or the members of a stack."""
+        return [dict(self.trainable())]
+
+    def active_members(self) -> tuple[int, ...]:
+        """Which of :meth:`weight_sets` still train."""
+        return (0,)
+
+    def weights(self) -> dict[str, torch.nn.Parameter]:
+        """The trainable parameters a posterior is over: all, but for those that describe a posterior themselves."""
+        return self.trainable()
+
     def posterior(self) -> Posterior:
         """What training has found, as a run folder keeps it: here the current weights as a point."""
         return Point(self.trainable())
@@ -150,6 +162,11 @@ class MultipleChoiceModule(L.LightningModule):
         self.model.train()
         if self.support is None:
             self.support = getattr(self.trainer.datamodule, "support", None) or "options"  # type: ignore[attr-defined]
+
+    @property
+    def training_size(self) -> int:
+        """Number of training questions, of all processes."""
+        return len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
 
     def training_noise(self) -> Samples:
         """One draw of noise that belongs to this micro-batch of this run."""

@@ -21,10 +21,11 @@ def main(root: Path, data: Path) -> None:
     import lightning as L
     import torch
 
-    from bayeslora import Backbone, LoRA, LoRAModule, Predictions
+    from bayeslora import SWAG, Backbone, LoRA, LoRAModule, Predictions
     from bayeslora.datamodules import JSONLDataModule
     from bayeslora.predictions import read_predictions
 
+    swag = SWAG(start=0, rank=2, samples=3)
     trainer = L.Trainer(
         default_root_dir=root,
         accelerator="cpu",
@@ -35,17 +36,24 @@ def main(root: Path, data: Path) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        callbacks=[Predictions()],
+        callbacks=[swag, Predictions()],
     )
     module = LoRAModule(Backbone("embedded"), LoRA(dropout=0.1), learning_rate=1e-3, seed=1)
     datamodule = JSONLDataModule(path=str(data), labels=39, batch_size=4, eval_batch_size=7, seed=1)
     trainer.fit(module, datamodule=datamodule)
     weights = torch.cat([p.detach().flatten() for p in module.trainable().values()])
     everyone = trainer.strategy.all_gather(weights)
+    moments = trainer.strategy.all_gather(torch.cat([swag.moments.mean, swag.moments.m2]))
     trainer.test(module, datamodule=datamodule)
     if trainer.is_global_zero:
         answers = next(iter(read_predictions(root / "test" / "predictions.parquet").datasets.values()))
-        record = {"n": len(answers), "ranks agree": bool(torch.equal(everyone[0], everyone[1]))}
+        record = {
+            "n": len(answers),
+            "members": answers.n_members,
+            "snapshots": swag.moments.count,
+            "ranks agree": bool(torch.equal(everyone[0], everyone[1])),
+            "snapshots agree": bool(torch.equal(moments[0], moments[1])),
+        }
         (root / "ddp.json").write_text(json.dumps(record))
 
 

@@ -101,6 +101,8 @@ def test_two_processes_train_alike_and_test_every_question_once(tmp_path: Path, 
     metrics = launch(tmp_path, data)
     assert metrics["n"] == 40
     assert metrics["ranks agree"]
+    assert (metrics["snapshots"], metrics["members"]) == (2, 3)
+    assert metrics["snapshots agree"]
 
 
 @pytest.mark.parametrize(
