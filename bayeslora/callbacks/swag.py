@@ -184,8 +184,8 @@ class SWAG(PosteriorCallback):
         self.members = self.members or [Moments(Layout.of(parameters), self.rank) for parameters in networks]
         if len(self.members) != len(networks):
             raise UsageError(
-                f"the snapshots are of {len(self.members)} networks, the model trains {len(networks)}; give the members "
-                "as they were when the checkpoint was written"
+                f"the snapshots are of {len(self.members)} networks, the model trains {len(networks)}; give the "
+                "members as they were when the checkpoint was written"
             )
         for moments, parameters in zip(self.members, networks, strict=True):
             moments.check(parameters, "the model")
