@@ -1,0 +1,183 @@
+"""The callback leaves training alone, writes every epoch once, and says how far members are apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from bayeslora.callbacks.dynamics import Dynamics
+from bayeslora.datamodules.jsonl import JSONLDataModule
+from bayeslora.errors import UsageError
+from bayeslora.lightning_modules.lora import LoRAModule
+from bayeslora.models.loading import LoRA
+from bayeslora.predictions import read_predictions
+from tests.test_resume import questions
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return questions(tmp_path_factory.mktemp("dynamics") / "data")
+
+
+def fit(source: Path, root: Path, epochs: int, *callbacks: L.Callback, ckpt: Path | None = None) -> LoRAModule:
+    torch.manual_seed(0)
+    module = LoRAModule(lora=LoRA(r=4, alpha=8, dropout=0.1), learning_rate=2e-3, warmup=0, seed=5)
+    saving = ModelCheckpoint(root / "kept", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    options = {"max_epochs": epochs, "use_distributed_sampler": False, "default_root_dir": root}
+    trainer = L.Trainer(callbacks=[*callbacks, saving], **options, **QUIET)
+    data = JSONLDataModule(path=str(source), labels=50, batch_size=8, eval_batch_size=32)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    return module
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def test_training_is_bit_for_bit_what_it_is_without(source: Path, tmp_path: Path) -> None:
+    ends, states = [], []
+    for name, callbacks in (("without", []), ("with", [Dynamics()])):
+        module = fit(source, tmp_path / name, 2, *callbacks)
+        ends.append(module.state_dict())
+        states.append(torch.get_rng_state())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert torch.equal(*states)
+
+
+def test_epoch_zero_is_the_base_and_the_last_epoch_is_what_a_test_predicts(source: Path, tmp_path: Path) -> None:
+    module = fit(source, tmp_path, 2, Dynamics())
+    data = JSONLDataModule(path=str(source), labels=50, batch_size=8, eval_batch_size=32)
+    names = [*data.test_names, "validation"]
+    (test,) = data.test_dataloader()
+    for epoch in (0, 2):
+        found = read_predictions(tmp_path / "dynamics" / f"epoch-{epoch:03d}.parquet")
+        assert list(found.datasets) == names
+        network = module.model.network.base_model
+        network.disable_adapter_layers() if epoch == 0 else network.enable_adapter_layers()
+        with torch.no_grad():
+            for batch in test:
+                predictive = module.predictive(batch)
+                answers = found.datasets[names[0]][batch.example_id]
+                torch.testing.assert_close(answers.probs, predictive.probs.double())
+                torch.testing.assert_close(answers.logits, predictive.logits.transpose(0, 1).double())
+                torch.testing.assert_close(answers.logsumexp, predictive.logsumexp.T.double())
+    first, last = (json.loads((tmp_path / "dynamics" / f"epoch-00{e}.json").read_text()) for e in (0, 2))
+    assert (first["step"], first["members"], first["gram"], first["cosine"]) == (0, [0], [[0.0]], [[None]])
+    assert last["step"] == 2 * 5 and last["gram"][0][0] > 0
+    assert last["cosine"][0][0] == pytest.approx(1)
+
+
+def test_a_resumed_run_ends_with_the_same_files_and_makes_none_again(source: Path, tmp_path: Path) -> None:
+    fit(source, tmp_path / "whole", 3, Dynamics())
+    whole = contents(tmp_path / "whole" / "dynamics")
+    assert len(whole) == 2 * 4
+    fit(source, tmp_path / "cut", 3, Dynamics())
+    folder = tmp_path / "cut" / "dynamics"
+    for kind in ("parquet", "json"):
+        (folder / f"epoch-003.{kind}").unlink()
+    (folder / "epoch-002.json").unlink()  # killed before the epoch was marked as whole
+    made = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    fit(source, tmp_path / "cut", 3, Dynamics(), ckpt=tmp_path / "cut" / "kept" / "epoch=0.ckpt")
+    assert contents(folder) == whole
+    again = {name for name, when in made.items() if (folder / name).stat().st_mtime_ns != when}
+    assert again == {"epoch-002.parquet"}
+
+
+def test_epochs_of_other_weights_are_replaced_and_later_ones_removed(source: Path, tmp_path: Path) -> None:
+    fit(source, tmp_path, 3, Dynamics())
+    folder = tmp_path / "dynamics"
+    before = contents(folder)
+    record = json.loads((folder / "epoch-002.json").read_text())
+    (folder / "epoch-002.json").write_text(json.dumps(record | {"weights": "others"}))
+    fit(source, tmp_path, 2, Dynamics(), ckpt=tmp_path / "kept" / "epoch=0.ckpt")
+    after = contents(folder)
+    assert sorted(after) == [f"epoch-00{epoch}.{kind}" for epoch in range(3) for kind in ("json", "parquet")]
+    assert after["epoch-001.parquet"] == before["epoch-001.parquet"]
+    assert json.loads(after["epoch-002.json"])["weights"] != "others"
+
+
+def test_every_and_the_sets_asked_for(source: Path, tmp_path: Path) -> None:
+    fit(source, tmp_path, 5, Dynamics(every=2, datasets=["validation"]))
+    folder = tmp_path / "dynamics"
+    assert [file.name for file in sorted(folder.glob("*.parquet"))] == [f"epoch-00{e}.parquet" for e in (0, 2, 4, 5)]
+    assert list(read_predictions(folder / "epoch-004.parquet").datasets) == ["validation"]
+
+
+def test_a_second_training_is_not_mixed_with_the_first(source: Path, tmp_path: Path) -> None:
+    fit(source, tmp_path, 2, Dynamics())
+    before = contents(tmp_path / "dynamics")
+    with pytest.raises(UsageError, match=r"already holds the dynamics of a training; .*overwrite: true"):
+        fit(source, tmp_path, 1, Dynamics())
+    assert contents(tmp_path / "dynamics") == before
+    fit(source, tmp_path, 1, Dynamics(overwrite=True))
+    assert not (tmp_path / "dynamics" / "epoch-002.json").exists()
+
+
+def test_what_cannot_be_is_said_in_a_line(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"every is 0; allowed: a number of epochs from 1"):
+        Dynamics(every=0)
+    with pytest.raises(UsageError, match=r"datasets are \['tset'\]; allowed: .*, validation"):
+        fit(source, tmp_path, 1, Dynamics(datasets=["tset"]))
+
+
+# --- modules and data of another kind --------------------------------------------------------------------------------
+
+
+class Noisy(L.LightningModule):
+    """Dropout from the global generator and running statistics, both of which an evaluation could disturb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+        self.net[2].eval()  # a mode of its own, to be kept
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def shuffled(n: int, seed: int) -> DataLoader:
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed))
+    return DataLoader(TensorDataset(x, (x.sum(-1) > 0).long()), 4, shuffle=seed == 1)
+
+
+def test_any_module_is_followed_and_left_alone(tmp_path: Path) -> None:
+    ends = []
+    follow = Dynamics(
+        logits_fn=lambda module, batch: module.net(batch[0]),
+        label_fn=lambda batch: batch[1],
+        loaders_fn=lambda trainer: {"near": shuffled(10, 2), "far": shuffled(6, 3)},
+    )
+    for callbacks in ([], [follow]):
+        module = Noisy()
+        trainer = L.Trainer(max_epochs=3, callbacks=callbacks, default_root_dir=tmp_path, **QUIET)
+        trainer.fit(module, shuffled(16, 1))
+        ends.append(module.state_dict())
+        assert [m.training for m in module.net] == [True, True, False, True]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    found = read_predictions(tmp_path / "dynamics" / "epoch-003.parquet")
+    assert {name: len(answers) for name, answers in found.datasets.items()} == {"near": 10, "far": 6}
+
+
+def test_data_of_another_kind_need_their_loaders_named(tmp_path: Path) -> None:
+    trainer = L.Trainer(max_epochs=1, callbacks=[Dynamics()], default_root_dir=tmp_path, **QUIET)
+    with pytest.raises(UsageError, match=r"give it loaders_fn: trainer -> \{dataset: loader\}"):
+        trainer.fit(Noisy(), shuffled(16, 1))
