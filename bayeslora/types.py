@@ -89,15 +89,20 @@ class Samples:
         weights: Parameter name (without the adapter's name) to its S values ``[S, *shape]``.
         draws: Ids of the noise draws, int64 ``[S]`` on the CPU; dropout and the like are active iff this is given.
         seed: Names the stream of noise the draws are taken from.
+        perturbations: Weight name to S values ``[S, *shape]`` that are added to it with signs of their own for every
+            token (flipout); needs ``draws``, which the signs belong to.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     draws: Tensor | None = None
     seed: int = 0
+    perturbations: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that everything has the same number S of samples."""
-        sizes = {len(value) for value in self.weights.values()}
+        if self.perturbations and self.draws is None:
+            raise ValueError("perturbations need draws, whose ids their signs are keyed by")
+        sizes = {len(value) for value in (*self.weights.values(), *self.perturbations.values())}
         sizes |= set() if self.draws is None else {len(self.draws)}
         if len(sizes) != 1 or 0 in sizes:
             raise ValueError(f"samples must agree on one number S > 0; given {sorted(sizes)}")
@@ -108,8 +113,10 @@ class Samples:
 
     def __getitem__(self, index: slice) -> Samples:
         """The samples of a slice."""
-        weights = {name: value[index] for name, value in self.weights.items()}
-        return Samples(weights, None if self.draws is None else self.draws[index], self.seed)
+        weights, perturbations = (
+            {name: value[index] for name, value in values.items()} for values in (self.weights, self.perturbations)
+        )
+        return Samples(weights, None if self.draws is None else self.draws[index], self.seed, perturbations)
 
 
 @dataclass(frozen=True)

@@ -194,9 +194,9 @@ class SavedPosteriors(PosteriorCallback):
 
 
 def trainable_of(pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
-    """The weights a posterior is over: by plain names for modules of this package, else all that are trainable."""
+    """The trainable parameters: by plain names for modules of this package, else as ``named_parameters`` has them."""
     if isinstance(pl_module, MultipleChoiceModule):
-        return pl_module.weights()
+        return pl_module.trainable()
     return {name: parameter for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
 
 

@@ -86,7 +86,7 @@ class KLSchedule:
 
     @classmethod
     def of_release(cls, questions: int, batch_size: int, processes: int = 1, weight: float = 1.0) -> KLSchedule:
-        """As BLoB was released: a cycle of :func:`release_cycle` micro-steps, whatever an epoch is, of sum ``weight``."""
+        """As BLoB was released: a cycle of :func:`release_cycle` micro-steps, whatever an epoch is; sum ``weight``."""
         return cls("cyclic", release_cycle(questions, batch_size, processes), weight)
 
     def weight(self, step: int) -> float:

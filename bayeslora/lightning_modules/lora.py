@@ -75,11 +75,7 @@ class LoRAModule(MultipleChoiceModule):
         if self.prior_std is None:
             return loss
         square = torch.stack([p.float().square().sum() for p in self.trainable().values()]).sum()
-        return loss + square / (2 * self.prior_std**2 * self._training_size)
-
-    @property
-    def _training_size(self) -> int:
-        return len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+        return loss + square / (2 * self.prior_std**2 * self.training_size)
 
     def predictive(self, batch: AnswerBatch) -> Predictive:
         """The current weights, under ``samples`` draws of dropout if asked for."""

@@ -107,10 +107,6 @@ class MultipleChoiceModule(L.LightningModule):
         """Which of :meth:`weight_sets` still train."""
         return (0,)
 
-    def weights(self) -> dict[str, torch.nn.Parameter]:
-        """The trainable parameters a posterior is over: all, but for those that describe a posterior themselves."""
-        return self.trainable()
-
     def posterior(self) -> Posterior:
         """What training has found, as a run folder keeps it: here the current weights as a point."""
         return Point(self.trainable())

@@ -63,7 +63,7 @@ class FanOut:
         for index, layer in enumerate(self.layers):
             noisy = samples.draws is not None and any(isinstance(m, SiteDropout) for m in layer.modules())
             prefix = self._names[id(layer)] + "."
-            if noisy or any(prefix in name for name in samples.weights):
+            if noisy or any(prefix in name for name in (*samples.weights, *samples.perturbations)):
                 return index
         return len(self.layers)
 
@@ -89,7 +89,7 @@ def site_state(batch: AnswerBatch, samples: Samples | None) -> SiteState:
     if samples.draws is None:
         return SiteState(groups, samples.weights)
     positions = positions_from_last(batch.attention_mask).repeat(groups, 1)
-    return SiteState(groups, samples.weights, row_keys(batch, samples), positions)
+    return SiteState(groups, samples.weights, row_keys(batch, samples), positions, samples.perturbations)
 
 
 def fitting_chunk(batch: AnswerBatch, samples: Samples, bytes_per_token: int) -> int:

@@ -67,6 +67,14 @@ def keep_mask(keys: Tensor, positions: Tensor, site: int, channels: int, rate: f
     return random_bits(keys, positions, site, channels) >= math.floor((rate - 0.5) * 2**24) << 40
 
 
+def signs(keys: Tensor, positions: Tensor, site: int, channels: int) -> Tensor:
+    """Fair coin flips for the activations at one site, bool ``[N, T, D]``; 32 channels share a :func:`random_bits`."""
+    words = random_bits(keys, positions, site, -(-channels // 32))
+    octets = words.view(torch.uint8).unflatten(-1, (-1, 8))[..., 4:].flatten(-2)  # the better half of every word
+    bits = octets[..., None] & (1 << torch.arange(8, dtype=torch.uint8, device=keys.device))
+    return (bits != 0).flatten(-2)[..., :channels]
+
+
 def random_bits(keys: Tensor, positions: Tensor, site: int, channels: int) -> Tensor:
     """Uniformly distributed int64 for the activations at one site.
 

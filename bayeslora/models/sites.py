@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import UsageError
-from bayeslora.models.noise import keep_mask
+from bayeslora.models.noise import keep_mask, signs
 
 ADAPTER = "default"
+_SIGNS = 1 << 24  # tells the streams of signs from those of dropout
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class SiteState:
         weights: Parameter name to its S values ``[S, *shape]``; sites that are not named use their own parameter.
         keys: Noise key of every row ``[S * R]``, or None for no noise.
         positions: Position of every token counted from the last ``[S * R, T]``, alongside ``keys``.
+        perturbations: Weight name to S values ``[S, *shape]`` that are added with signs of their own for every token.
     """
 
     groups: int = 1
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     keys: Tensor | None = None
     positions: Tensor | None = None
+    perturbations: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class SiteContext:
@@ -68,28 +71,46 @@ class SiteLinear(nn.Linear):
     """A linear map with its own weight, or with S weights for S groups of rows.
 
     A stacked weight ``[S, out, in]`` may be the parameter itself (members trained together) or be supplied for one
-    pass through the context (posterior samples). Group s of the rows meets weight s.
+    pass through the context (posterior samples). Group s of the rows meets weight s. A perturbation D of the weight is
+    added by flipout (Wen et al., 2018), with signs r and q for every token: ``W x + (D (x * r)) * q``.
     """
 
     name: str
+    site: int
     context: SiteContext
 
     @classmethod
-    def adopt(cls, linear: nn.Linear, name: str, context: SiteContext) -> SiteLinear:
+    def adopt(cls, linear: nn.Linear, name: str, site: int, context: SiteContext) -> SiteLinear:
         """A site that holds the parameters of ``linear``; ``name`` is its module path without the adapter's name."""
-        site = cls(linear.in_features, linear.out_features, bias=False, device="meta")
-        site.weight, site.bias = linear.weight, linear.bias
-        site.name, site.context = name, context
-        return site.train(linear.training)
+        module = cls(linear.in_features, linear.out_features, bias=False, device="meta")
+        module.weight, module.bias = linear.weight, linear.bias
+        module.name, module.site, module.context = name, site, context
+        return module.train(linear.training)
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """``x [S * N, ..., in]`` to ``[S * N, ..., out]``, or to the outputs numbered ``rows [K]`` alone."""
         weight, bias = self._value("weight", self.weight), self._value("bias", self.bias)
         if rows is not None:
             weight, bias = weight[..., rows, :], None if bias is None else bias[..., rows]
+        y = self._linear(x, weight, bias)
+        perturbation = self.context.state.perturbations.get(f"{self.name}.weight")
+        return y if perturbation is None else y + self._flipped(x, perturbation, rows)
+
+    def _flipped(self, x: Tensor, perturbation: Tensor, rows: Tensor | None) -> Tensor:
+        """What a perturbation ``[S, out, in]`` adds to the output."""
+        arriving, leaving = (
+            _signs(self.context.state, x, 2 * self.site + side, n) for side, n in enumerate(perturbation.shape[:0:-1])
+        )
+        if rows is not None:
+            perturbation, leaving = perturbation[:, rows], leaving[..., rows]
+        return self._linear(x * arriving, perturbation, None) * leaving
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        groups = self.context.state.groups
+        if groups == 1 and weight.dim() == 3:
+            weight = weight[0]
         if weight.dim() == 2 and (bias is None or bias.dim() == 1):
             return nn.functional.linear(x, weight, bias)
-        groups = self.context.state.groups
         weight = weight.expand(groups, -1, -1) if weight.dim() == 2 else weight
         y = torch.bmm(x.reshape(groups, -1, x.shape[-1]), weight.mT)
         if bias is not None:
@@ -121,12 +142,22 @@ class SiteDropout(nn.Dropout):
         keys, positions = self.context.state.keys, self.context.state.positions
         if keys is None or positions is None or self.p == 0:
             return input
-        at_answer = input.dim() == 2
-        if at_answer:
-            positions = torch.ones_like(positions[:, :1])
-        keep = keep_mask(keys, positions, self.site, input.shape[-1], self.p)
-        scale = keep.to(input.dtype).div_(1 - self.p)
-        return input * (scale[:, 0] if at_answer else scale)
+        keep = keep_mask(keys, _positions(positions, input), self.site, input.shape[-1], self.p)
+        return input * keep.to(input.dtype).div_(1 - self.p).view_as(input)
+
+
+def _positions(positions: Tensor, x: Tensor) -> Tensor:
+    """Positions ``[N, T]`` of activations ``[N, T, D]``, or ``[N, 1]`` of those at the answer position ``[N, D]``."""
+    return torch.ones_like(positions[:, :1]) if x.dim() == 2 else positions
+
+
+def _signs(state: SiteState, x: Tensor, stream: int, channels: int) -> Tensor:
+    """Signs -1 and 1 for ``channels`` channels of every token of ``x``, in its dtype."""
+    keys, positions = state.keys, state.positions
+    if keys is None or positions is None:
+        raise ValueError("perturbations need noise keys")
+    flips = signs(keys, _positions(positions, x), _SIGNS + stream, channels)
+    return flips.to(x.dtype).mul_(2).sub_(1).reshape(*x.shape[:-1], channels)
 
 
 def install_sites(network: nn.Module, context: SiteContext) -> list[str]:
@@ -149,7 +180,7 @@ def install_sites(network: nn.Module, context: SiteContext) -> list[str]:
         leaf = path.rpartition(".")[2]
         if type(module) is nn.Linear and module.weight.requires_grad:
             names.append(plain_name(path))
-            _set(parent, leaf, SiteLinear.adopt(module, names[-1], context))
+            _set(parent, leaf, SiteLinear.adopt(module, names[-1], len(names), context))
         elif type(module) is nn.Dropout and isinstance(parent, nn.ModuleDict) and ".lora_dropout." in f".{path}":
             _set(parent, leaf, SiteDropout.adopt(module, len(names), context))
     return names

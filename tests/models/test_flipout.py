@@ -1,0 +1,108 @@
+"""Perturbations with signs of their own for every token: law, padding, fan-out, recomputation."""
+
+import pytest
+import torch
+
+from bayeslora.models.loading import Backbone, LoRA, load_answer_model
+from bayeslora.models.noise import positions_from_last, signs
+from bayeslora.models.sites import SiteContext, SiteLinear, SiteState
+from bayeslora.types import Samples
+from tests.conftest import label_token_batch
+
+
+def site(weight: torch.Tensor) -> SiteLinear:
+    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+    linear.weight.data = weight
+    return SiteLinear.adopt(linear, "site", 0, SiteContext())
+
+
+def test_signs_are_fair_and_independent() -> None:
+    keys = torch.arange(500) * 7919 + 3
+    flips = signs(keys, torch.arange(1, 21).expand(500, -1), 5, 70).double() * 2 - 1
+    assert flips.shape == (500, 20, 70)
+    flat = flips.flatten(0, 1)
+    assert flat.mean(0).abs().max() < 4.5 / 100  # 10,000 tokens
+    correlation = flat.T @ flat / len(flat) - torch.eye(70)
+    assert correlation.abs().max() < 5.5 / 100  # also of channels that share a word
+    assert (flips[:, 1:] * flips[:, :-1]).mean((0, 1)).abs().max() < 4.5 / 100
+
+
+def test_noise_of_a_token_has_the_weights_own_covariance() -> None:
+    """Spec: Cov = s^2 B diag_i(sum_j x_j^2 Omega_ij^2) B^T for one token, zero between tokens, to 1 %."""
+    torch.manual_seed(0)
+    draws, rank, width, out, scale = 200_000, 3, 5, 4, 2.0
+    x, std, up = torch.randn(2, width).double(), torch.rand(rank, width).double(), torch.randn(out, rank).double()
+    linear = site(torch.zeros(rank, width).double())
+    noise = std * torch.randn(draws, rank, width).double()
+    keys = torch.arange(draws) * 48271 + 11
+    state = SiteState(draws, {}, keys, torch.tensor([2, 1]).expand(draws, -1), {"site.weight": noise})
+    with linear.context.using(state):
+        y = scale * linear(x.repeat(draws, 1, 1)) @ up.T
+    assert y.mean(0).abs().max() < 0.05
+    for token in (0, 1):
+        expected = scale**2 * up @ torch.diag((x[token] ** 2 * std**2).sum(-1)) @ up.T
+        assert (torch.cov(y[:, token].T) - expected).norm() < 0.01 * expected.norm()
+    across = y[:, 0].T @ y[:, 1] / draws
+    assert across.norm() < 0.02 * expected.norm()
+
+
+def test_rows_of_a_head_meet_the_same_signs() -> None:
+    linear, rows = site(torch.randn(40, 6)), torch.tensor([3, 33, 7])
+    state = SiteState(
+        2, {}, torch.tensor([5, 6]), torch.ones(2, 9, dtype=torch.long), {"site.weight": torch.randn(2, 40, 6)}
+    )
+    with linear.context.using(state):
+        x = torch.randn(2, 6)
+        torch.testing.assert_close(linear(x, rows), linear(x)[:, rows])
+
+
+def perturbed(model: torch.nn.Module, count: int) -> Samples:
+    generator = torch.Generator().manual_seed(1)
+    parameters = {n: p for n, p in model.trainable().items() if ".lora_A." in n}
+    values = {n: 0.3 * torch.randn(count, *p.shape, generator=generator) for n, p in parameters.items()}
+    return Samples(draws=torch.arange(count), seed=4, perturbations=values)
+
+
+def adapted(llama: str, **options: object) -> torch.nn.Module:
+    model = load_answer_model(Backbone(llama, **options), LoRA(r=4, target_modules="all-linear"), seed=0)
+    for name, parameter in model.trainable().items():
+        if ".lora_B." in name:
+            parameter.data.normal_(generator=torch.Generator().manual_seed(len(name)))
+    return model
+
+
+def test_a_question_meets_its_signs_in_any_batch_chunk_and_padding(llama: str) -> None:
+    model = adapted(llama)
+    batch, padded = (label_token_batch([9, 6, 7], [4, 3, 4], extra_padding=n) for n in (0, 5))
+    samples = perturbed(model, 3)
+    with torch.no_grad():
+        logits = model(batch, samples).logits
+        torch.testing.assert_close(model(padded, samples).logits, logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model(batch, samples, chunk=1).logits, logits, atol=1e-4, rtol=1e-4)
+        plain = model(batch).logits
+    assert ((logits - plain).abs() > 1e-3)[:, batch.answer_mask].all()
+    assert torch.equal(plain, model(batch).logits)  # nothing stays behind
+
+
+def test_gradients_reach_perturbations_also_when_layers_are_recomputed(llama: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = adapted(llama, gradient_checkpointing=checkpointing).train()
+        samples = perturbed(model, 1)
+        for value in samples.perturbations.values():
+            value.requires_grad_()
+        model(label_token_batch([9, 6], [4, 4]), samples).logits.logsumexp(-1).sum().backward()
+        gradients.append([value.grad for value in samples.perturbations.values()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert plain is not None
+        assert plain.abs().sum() > 0
+        torch.testing.assert_close(plain, recomputed, atol=1e-5, rtol=1e-4)
+
+
+def test_perturbations_need_draws() -> None:
+    with pytest.raises(ValueError, match="draws"):
+        Samples(perturbations={"a": torch.zeros(1, 2, 2)})
+
+
+def test_positions_count_from_the_end() -> None:
+    assert positions_from_last(torch.tensor([[0, 1, 1]])).tolist() == [[2, 2, 1]]
