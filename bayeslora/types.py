@@ -91,12 +91,15 @@ class Samples:
         seed: Names the stream of noise the draws are taken from.
         perturbations: Weight name to S values ``[S, *shape]`` that are added to it with signs of their own for every
             token (flipout); needs ``draws``, which the signs belong to.
+        coherent: A draw is one function: its noise is the same for all questions, rows and positions. Otherwise every
+            question and position has noise of its own.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     draws: Tensor | None = None
     seed: int = 0
     perturbations: Mapping[str, Tensor] = field(default_factory=dict)
+    coherent: bool = False
 
     def __post_init__(self) -> None:
         """Check that everything has the same number S of samples."""
@@ -116,7 +119,8 @@ class Samples:
         weights, perturbations = (
             {name: value[index] for name, value in values.items()} for values in (self.weights, self.perturbations)
         )
-        return Samples(weights, None if self.draws is None else self.draws[index], self.seed, perturbations)
+        draws = None if self.draws is None else self.draws[index]
+        return replace(self, weights=weights, draws=draws, perturbations=perturbations)
 
 
 @dataclass(frozen=True)

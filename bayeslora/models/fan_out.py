@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.models.noise import positions_from_last, row_keys
-from bayeslora.models.sites import SiteContext, SiteDropout, SiteState
+from bayeslora.models.sites import SiteContext, SiteState
 from bayeslora.types import AnswerBatch, Samples
 
 _TOKENS_PER_PASS_CPU = 16384  # beyond this a CPU pass no longer gets faster per row, only larger
@@ -61,7 +61,7 @@ class FanOut:
         if samples is None or len(samples) == 1:
             return len(self.layers)
         for index, layer in enumerate(self.layers):
-            noisy = samples.draws is not None and any(isinstance(m, SiteDropout) for m in layer.modules())
+            noisy = samples.draws is not None and any(getattr(m, "noisy", False) for m in layer.modules())
             prefix = self._names[id(layer)] + "."
             if noisy or any(prefix in name for name in (*samples.weights, *samples.perturbations)):
                 return index
@@ -83,13 +83,15 @@ class FanOut:
 
 def site_state(batch: AnswerBatch, samples: Samples | None) -> SiteState:
     """The state of the sites for one pass over a batch and its samples."""
+    mask = batch.attention_mask
     if samples is None:
-        return SiteState()
+        return SiteState(mask=mask)
     groups = len(samples)
     if samples.draws is None:
-        return SiteState(groups, samples.weights)
-    positions = positions_from_last(batch.attention_mask).repeat(groups, 1)
-    return SiteState(groups, samples.weights, row_keys(batch, samples), positions, samples.perturbations)
+        return SiteState(groups, samples.weights, mask=mask)
+    positions = torch.ones_like(mask) if samples.coherent else positions_from_last(mask)
+    keys, positions = row_keys(batch, samples), positions.repeat(groups, 1)
+    return SiteState(groups, samples.weights, keys, positions, samples.perturbations, samples.coherent, mask)
 
 
 def fitting_chunk(batch: AnswerBatch, samples: Samples, bytes_per_token: int) -> int:

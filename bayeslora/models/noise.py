@@ -39,7 +39,8 @@ def row_keys(batch: AnswerBatch, samples: Samples) -> Tensor:
 
     Args:
         batch: The questions, as R rows.
-        samples: Their ``draws`` are the ids of the S draws, their ``seed`` names the stream.
+        samples: Their ``draws`` are the ids of the S draws, their ``seed`` names the stream; where they are
+            ``coherent`` the rows of a draw share one key, in every batch of every dataset.
 
     Returns:
         int64 ``[S * R]``, sample-major, on the batch's device.
@@ -47,6 +48,9 @@ def row_keys(batch: AnswerBatch, samples: Samples) -> Tensor:
     if samples.draws is None:
         raise ValueError("samples without draws have no noise")
     device = batch.input_ids.device
+    if samples.coherent:
+        keys = _mix(samples.draws.to(device) * _GOLDEN + stream(samples.seed, "coherent"))
+        return keys.repeat_interleave(len(batch.input_ids))
     draws = _mix(samples.draws.to(device) * _GOLDEN + stream(samples.seed, batch.dataset))
     rows = batch.example_id[batch.example_of_row] * 64 + batch.option_of_row
     return _mix(draws[:, None] ^ _mix(rows * _GOLDEN)[None, :]).flatten()
@@ -60,6 +64,15 @@ def positions_from_last(attention_mask: Tensor) -> Tensor:
 def uniform(keys: Tensor, positions: Tensor, site: int, channels: int) -> Tensor:
     """Uniform noise in [0, 1) for the activations at one site, float32 ``[N, T, D]``; see :func:`random_bits`."""
     return (random_bits(keys, positions, site, channels) >> 40).to(torch.float32).mul_(2.0**-24).add_(0.5)
+
+
+def normal(keys: Tensor, positions: Tensor, site: int, channels: int) -> Tensor:
+    """Standard normal noise for the activations at one site, float32 ``[N, T, D]``; see :func:`random_bits`.
+
+    The inverse distribution function at 2^24 equally spaced points: no draw is beyond 5.4.
+    """
+    odds = (random_bits(keys, positions, site, channels) >> 40).to(torch.float32).add_(0.5).mul_(2.0**-23)
+    return odds.erfinv_().mul_(math.sqrt(2))
 
 
 def keep_mask(keys: Tensor, positions: Tensor, site: int, channels: int, rate: float) -> Tensor:

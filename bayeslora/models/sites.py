@@ -32,6 +32,8 @@ class SiteState:
         keys: Noise key of every row ``[S * R]``, or None for no noise.
         positions: Position of every token counted from the last ``[S * R, T]``, alongside ``keys``.
         perturbations: Weight name to S values ``[S, *shape]`` that are added with signs of their own for every token.
+        coherent: Rows of one group share their key and their positions are all one: a draw is one function.
+        mask: Which tokens are real ``[R, T]``; None where nobody said.
     """
 
     groups: int = 1
@@ -39,6 +41,8 @@ class SiteState:
     keys: Tensor | None = None
     positions: Tensor | None = None
     perturbations: Mapping[str, Tensor] = field(default_factory=dict)
+    coherent: bool = False
+    mask: Tensor | None = None
 
 
 class SiteContext:
@@ -127,6 +131,7 @@ class SiteDropout(nn.Dropout):
     The module's train and eval modes do not matter: noise is asked for, pass by pass.
     """
 
+    noisy = True  # what a draw changes, for the fan-out to find
     site: int
     context: SiteContext
 

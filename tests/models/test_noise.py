@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from bayeslora.models.noise import generator, keep_mask, positions_from_last, row_keys, stream, uniform
+from bayeslora.models.fan_out import site_state
+from bayeslora.models.noise import generator, keep_mask, normal, positions_from_last, row_keys, stream, uniform
 from bayeslora.types import Samples
 from tests.conftest import label_token_batch
 
@@ -71,3 +72,28 @@ def test_dropout_keeps_what_is_above_its_rate() -> None:
         keep = keep_mask(keys, positions, 2, 64, rate)
         assert torch.equal(keep, noise >= math.floor(rate * 2**24) / 2**24)
         assert abs(keep.float().mean() - (1 - rate)) < 5 * (rate * (1 - rate) / keep.numel()) ** 0.5
+
+
+def test_normal_noise_is_normal() -> None:
+    keys, positions = torch.arange(200) * 7919, torch.arange(40).expand(200, -1)
+    noise = normal(keys, positions, 3, 32).flatten().double().sort().values
+    n = len(noise)
+    reference = torch.distributions.Normal(0.0, 1.0).cdf(noise)
+    distance = (reference - torch.arange(1, n + 1) / n).abs().max()  # Kolmogorov and Smirnov's
+    assert distance < 1.95 / n**0.5  # 0.1 %
+    assert noise.abs().max() < 5.5
+    tokens = normal(keys, positions, 3, 32).flatten(0, 1)
+    assert (torch.corrcoef(tokens.T) - torch.eye(32)).abs().max() < 5 / len(tokens) ** 0.5
+
+
+def test_coherent_draws_are_the_same_for_all_rows_and_positions() -> None:
+    first, second = (label_token_batch(lengths, [4] * len(lengths), seed=len(lengths)) for lengths in ([5, 9], [7] * 3))
+    samples = Samples(draws=torch.arange(4), seed=1, coherent=True)
+    states = [site_state(batch, samples) for batch in (first, second)]
+    noise = [normal(state.keys, state.positions, 3, 8).unflatten(0, (4, -1)) for state in states]
+    for values in noise:
+        assert torch.equal(values, values[:, :1, :1].expand_as(values))
+    assert torch.equal(noise[0][:, 0, 0], noise[1][:, 0, 0])
+    assert len(noise[0][:, 0, 0].unique()) == 32
+    part = site_state(first, samples[2:3])
+    assert torch.equal(normal(part.keys, part.positions, 3, 8)[0, 0], noise[0][2, 0, 0])
