@@ -5,7 +5,7 @@
 A seed draws the training questions, their order and the initial weights. A row is what `bayeslora fit` and `bayeslora
 test` make of ``configs/quickstart.yaml`` with the overlays of ``ROWS``; the same with a temperature fitted on the
 validation fifth of the same labels is the row ``NAME+temperature``. Every row answers the same draw of ``--questions``
-of each test set. Folders are ordinary run folders: `bayeslora compare` reads them. What is there is not made again, so
+of each test set, and every budget of labels is trained on for as many optimiser steps. Folders are ordinary run folders: `bayeslora compare` reads them. What is there is not made again, so
 that a study that was cut short goes on, and rows and seeds can be added.
 
 Options after ``--`` go to every command, for trials: ``-- --model.learning_rate=1e-3``.
@@ -28,7 +28,7 @@ from bayeslora.compare import compare
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TEMPERATURE = "+temperature"
-MEMBERS = 5
+BATCH_SIZE = 16  # the quickstart's
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--labels", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=600, help="optimiser steps of a training")
     parser.add_argument("--questions", type=int, default=1000, help="of each test set")
     parser.add_argument("--reference", help="the row that the others are compared with (the first)")
     parser.add_argument("--no-temperature", action="store_true", help="leave the rows with a temperature out")
@@ -136,10 +137,17 @@ def configuration(options: argparse.Namespace, seed: int) -> list[str]:
         f"--seed_everything={seed}",
         f"--data.labels={options.labels}",
         f"--data.max_test={options.questions}",
+        f"--trainer.max_epochs={epochs(options.labels, options.steps)}",
         "--trainer.logger=false",
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
     ]
+
+
+def epochs(labels: int, steps: int) -> int:
+    """Epochs over four fifths of the labels, the training questions, that take about this many optimiser steps."""
+    training = labels - labels // 5
+    return round(steps / -(-training // BATCH_SIZE))
 
 
 def overlays(names: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Configurations of the papers run from end to end, out-of-distribution sets included, on real questions and the tiny base."""
+"""Configurations of the papers run from end to end, OOD sets included, on real questions and the tiny base."""
 
 import json
 import os
