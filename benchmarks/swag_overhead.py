@@ -131,10 +131,9 @@ def report(swag: TimedSWAG, module: LoRAModule) -> None:
     print(f"step, ms: {spread([1000 * step for step in steps])}")
     print(f"snapshot, ms: {spread([1000 * swag.snapshots[i] for i in rounds])}")
     print(f"collection at one snapshot per {EVERY} steps, % of a step: {spread(shares, 4)}  (target <= 1)")
-    print(
-        f"state: {swag.members[0].nbytes} bytes = {swag.members[0].nbytes / (4 * numbers):g} x 4 x trainable parameters, "
-    )
-    print(f"  {swag.members[0].nbytes / MIB:.1f} MiB  (target (2 + K) = {2 + RANK})")
+    state = swag.members[0].nbytes
+    print(f"state: {state} bytes = {state / (4 * numbers):g} x 4 x trainable parameters, ")
+    print(f"  {state / MIB:.1f} MiB  (target (2 + K) = {2 + RANK})")
 
 
 if __name__ == "__main__":
