@@ -24,9 +24,12 @@ from bayeslora.types import Posterior
 
 SCHEMA = 1
 FAMILIES = {
+    "mean_field": "bayeslora.posteriors.mean_field:MeanField",
     "point": "bayeslora.posteriors.point:Point",
     "mixture": "bayeslora.posteriors.mixture:Mixture",
     "swag": "bayeslora.posteriors.swag:SWAGPosterior",
+    "laplace_kronecker": "bayeslora.posteriors.laplace.kronecker:KroneckerPosterior",
+    "laplace_diagonal": "bayeslora.posteriors.laplace.diagonal:DiagonalPosterior",
 }
 _ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _TENSORS, _RECORD = "posterior.safetensors", "posterior.json"
