@@ -4,10 +4,10 @@
 
 A seed draws the training questions, their order and the initial weights. A row is what `bayeslora fit` and `bayeslora
 test` make of ``configs/quickstart.yaml`` with the overlays of ``ROWS``; the same with a temperature fitted on the
-validation fifth of the same labels is the row ``NAME+temperature``. Every row answers the same draw of ``--questions``
-of each test set, and every budget of labels is trained on for as many optimiser steps. Folders are ordinary run folders:
-`bayeslora compare` reads them. What is there is not made again, so that a study that was cut short goes on, and rows and
-seeds can be added.
+validation fifth of the same labels is the row ``NAME+temperature``. Every row answers the same draw of
+``--questions`` of each test set, and every budget of labels is trained on for as many optimiser steps. Folders are
+ordinary run folders: `bayeslora compare` reads them. What is there is not made again, so that a study that was cut
+short goes on, and rows and seeds can be added.
 
 Options after ``--`` go to every command, for trials: ``-- --model.learning_rate=1e-3``.
 """
