@@ -97,12 +97,13 @@ class TokenSweep(KroneckerSweep):
     r"""KFAC from gradients g and inputs x token by token, in one of three ways to share weights over T tokens.
 
     - ``expand``: :math:`S_o = \sum_{n,t} g g^T`, :math:`S_i = \sum_{n,t} x x^T` divided by the number of all tokens;
-    - ``reduce``: :math:`S_o` of :math:`\sum_t g_{nt}`, :math:`S_i` of the mean of :math:`x_{nt}` over t, divided by N;
+    - ``reduce``: :math:`S_o` of :math:`\sum_t g_{nt}`, :math:`S_i` of the mean of :math:`x_{nt}` over t, divided by the
+      number of rows;
     - ``release``: as ``expand``, but padding counts as tokens and the division is by N alone, which makes the curvature
       too large by about the padded length. This is what the code of Yang et al. (2024) computes.
 
     The first two are Eschenhagen et al., "Kronecker-factored approximate curvature for modern neural network
-    architectures" (2023). The rows of a question whose options are rows of their own count as its tokens.
+    architectures" (2023).
 
     Args:
         sharing: ``expand``, ``reduce`` or ``release``.
@@ -145,20 +146,19 @@ class TokenSweep(KroneckerSweep):
                         self.counts[name] += self._count(inputs, batch)
 
     def _shared(self, values: Tensor, batch: AnswerBatch, mean: bool) -> Tensor:
-        """Tokens ``[R, T, D]`` as vectors ``[M, D]``: each by itself, or one a question."""
+        """Tokens ``[R, T, D]`` as vectors ``[M, D]``: each by itself, or one a row."""
         if self.sharing == "release":
             return values.flatten(0, 1)
         mask = _token_mask(values, batch)
         if self.sharing == "expand":
             return values[mask]
-        total, weight = values.new_zeros(len(batch), values.shape[-1]), values.new_zeros(len(batch), 1)
-        total.index_add_(0, batch.example_of_row, (values * mask[..., None]).sum(1))
-        weight.index_add_(0, batch.example_of_row, mask.sum(1, keepdim=True).to(values.dtype))
-        return total / weight if mean else total
+        total = (values * mask[..., None]).sum(1)
+        return total / mask.sum(1, keepdim=True) if mean else total
 
     def _count(self, values: Tensor, batch: AnswerBatch) -> int:
         """What the sum over inputs is divided by."""
-        return int(_token_mask(values, batch).sum()) if self.sharing == "expand" else len(batch)
+        counts = {"expand": int(_token_mask(values, batch).sum()), "reduce": len(values), "release": len(batch)}
+        return counts[self.sharing]
 
     def blocks(self) -> dict[str, KroneckerBlock]:
         """Every parameter's block."""

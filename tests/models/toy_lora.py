@@ -40,9 +40,9 @@ class ToyModel(nn.Module):
         super().__init__()
         self.network, self.inputs = network, inputs
         context = SiteContext()
-        for path, module in list(network.named_modules()):
+        for index, (path, module) in enumerate(list(network.named_modules())):
             if type(module) is nn.Linear and module.weight.requires_grad:
-                network.set_submodule(path, SiteLinear.adopt(module, path, context))
+                network.set_submodule(path, SiteLinear.adopt(module, path, index, context))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}

@@ -114,7 +114,8 @@ class BlockGaussian(ABC, Generic[B]):
 
     def state_dict(self) -> dict[str, Any]:
         """Mean, blocks by parameter, and the prior's precisions."""
-        state: dict[str, Any] = {"precision": self.precision, **state_of("mean", self._mean)}
+        state: dict[str, Any] = {"precision": self.precision, "order": list(self._mean)}
+        state |= state_of("mean", self._mean)
         for name, block in self.blocks.items():
             state |= {f"{kind}/{name}": tensor for kind, tensor in self._tensors_of(block).items()}
         return state
@@ -122,9 +123,9 @@ class BlockGaussian(ABC, Generic[B]):
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
         """The posterior that ``state_dict`` described."""
-        blocks = {name: cls._block_of(name, state) for name in parameters_of("values", state)}
-        order = {name: blocks[name] for name in state["precision"]}
-        return cls(parameters_of("mean", state), order, state["precision"])
+        mean = parameters_of("mean", state)
+        blocks = {name: cls._block_of(name, state) for name in state["precision"]}
+        return cls({name: mean[name] for name in state["order"]}, blocks, state["precision"])
 
     @staticmethod
     @abstractmethod

@@ -54,10 +54,10 @@ class OuterSum:
         return self._sum.nbytes
 
     def add(self, vectors: Tensor) -> None:
-        """Add the outer products of ``vectors [M, d]``."""
-        products = vectors.mT @ vectors if self.in_full else vectors.mT @ (vectors @ self._test_matrix(vectors.dtype))
-        self._sum += products
-        self._trace += vectors.double().square().sum()
+        """Add the outer products of ``vectors [M, d]``; float64, as a sketch would amplify the errors of less."""
+        vectors = vectors.double()
+        self._sum += vectors.mT @ (vectors if self.in_full else vectors @ self._test_matrix)
+        self._trace += vectors.square().sum()
 
     def eigenpairs(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues ``[k]``, largest first and none negative, and eigenvectors ``[d, k]``, float64.
@@ -67,7 +67,7 @@ class OuterSum:
         if self.in_full:
             values, vectors = torch.linalg.eigh((self._sum + self._sum.mT) / 2)
             return values.flip(0).clamp(min=0), vectors.flip(1)
-        test = self._test_matrix(torch.float64)
+        test = self._test_matrix
         shift = self.size**0.5 * torch.finfo(torch.float64).eps * self._sum.norm() + torch.finfo(torch.float64).tiny
         shifted = self._sum + shift * test
         core = test.mT @ shifted
@@ -76,8 +76,9 @@ class OuterSum:
         _, singular, vectors = torch.linalg.svd(half, full_matrices=False)
         return (singular.square() - shift).clamp(min=0)[: self.rank], vectors.mT[:, : self.rank]
 
-    def _test_matrix(self, dtype: torch.dtype) -> Tensor:
-        return _orthonormal(self.size, self._sum.shape[1]).to(self._sum.device, dtype)
+    @property
+    def _test_matrix(self) -> Tensor:
+        return _orthonormal(*self._sum.shape, self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types from which :meth:`from_state_dict` rebuilds the sum bit for bit."""
@@ -93,7 +94,7 @@ class OuterSum:
 
 
 @lru_cache(maxsize=8)
-def _orthonormal(size: int, width: int) -> Tensor:
+def _orthonormal(size: int, width: int, device: torch.device) -> Tensor:
     """Columns of a random orthonormal matrix, the same in every process."""
     gaussian = torch.randn(size, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return torch.linalg.qr(gaussian)[0]
+    return torch.linalg.qr(gaussian)[0].to(device)
