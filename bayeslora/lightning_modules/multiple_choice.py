@@ -190,8 +190,15 @@ class MultipleChoiceModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and linear decay to zero, stepped every optimiser step."""
-        parameters = list(self.trainable().values())
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        groups = self.parameter_groups()
+        return self.scheduled(torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser trains, as its parameter groups."""
+        return [{"params": list(self.trainable().values())}]
+
+    def scheduled(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """An optimiser with the warm-up and decay of this run, as the trainer takes it."""
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_decay(step, self.warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,283 @@
+"""BLoB: a mean-field Gaussian over LoRA's A, learned by backpropagation; and Bayes by Backprop on both factors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora.errors import UsageError
+from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
+from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
+from bayeslora.models.jacobian import linearised
+from bayeslora.models.loading import Backbone, LoRA
+from bayeslora.models.noise import generator, stream
+from bayeslora.models.spread import FACTORS, ROOT, add_spread, perturbed
+from bayeslora.posteriors.mean_field import MeanField, normal_kl
+from bayeslora.posteriors.state import load_posterior
+from bayeslora.types import AnswerBatch, Predictive, Samples
+
+OPTIMISERS = ("one", "two")
+PREDICTIONS = ("weights", "flipout", "linearised")
+
+
+class BLoBModule(MultipleChoiceModule):
+    r"""Bayesian LoRA by backpropagation (Wang et al., 2024).
+
+    A is Gaussian, entry by entry, with mean M and standard deviation :math:`\Omega = G \circ G`; B is a point. The loss
+    of micro-batch i is
+
+    .. math:: L_i = \frac{1}{|b|} \sum_{n \in b} -\log p(y_n \mid x_n, A, B)
+        + w_i \sum \left[ \log \frac{\sigma_p}{\Omega} + \frac{\Omega^2 + M^2}{2 \sigma_p^2} - \frac12 \right]
+
+    under one draw of A by flipout: :math:`A x + ((\Omega \circ \epsilon)(x \circ r)) \circ q` with one
+    :math:`\epsilon` a micro-batch and signs r, q for every token. The weights w of an epoch's M batches add up to
+    ``kl_weight`` M / N: with 1, an epoch's loss is the evidence lower bound. ``cyclic`` doubles them from batch to
+    batch (section 3.4), ``release`` takes the release's own cycle.
+
+    Prediction averages ``samples`` networks: ``weights`` draws one bank of A's for a whole evaluation, so that all
+    questions meet the same networks; ``flipout`` takes signs of their own for every token, as released; ``linearised``
+    is Gaussian in the logits and draws nothing. ``samples: 0`` predicts with the mean.
+
+    With ``factors: AB``, B is Gaussian too: Bayes by Backprop (Blundell et al., 2015) on LoRA.
+
+    Args:
+        backbone: The frozen base model.
+        lora: The low-rank update.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Decoupled weight decay of AdamW on the means.
+        warmup: Fraction of all steps over which the learning rates rise from zero.
+        prior_std: Standard deviation of the prior on every entry that has a posterior.
+        init_std: Largest initial standard deviation; the smallest is half of it.
+        factors: ``A``, or ``AB``.
+        kl_schedule: ``cyclic``, ``constant`` or ``release``.
+        kl_weight: Factor on the KL; below 1 the posterior is tempered.
+        optimisers: ``one``: AdamW minimises the whole loss. ``two``, as published: AdamW steps M and B down the
+            likelihood, then SGD steps M down the KL and G down both. They count as one step.
+        std_learning_rate: Peak learning rate of G, with ``two`` that of SGD; None is ``learning_rate``, or 0.01.
+        samples: Number S of samples to predict with; 0 predicts with the mean.
+        predict: ``weights``, ``flipout`` or ``linearised``.
+        support: What the loss normalises over; None takes what the data's protocol asks for.
+        chunk: How many samples to predict in one pass; None fits them to memory.
+        seed: Seeds initial values and all noise.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | None = None,
+        lora: LoRA | None = None,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        warmup: float = 0.06,
+        prior_std: float = 0.2,
+        init_std: float = 0.0025,
+        factors: str = "A",
+        kl_schedule: str = "cyclic",
+        kl_weight: float = 1.0,
+        optimisers: str = "one",
+        std_learning_rate: float | None = None,
+        samples: int = 10,
+        predict: str = "weights",
+        support: str | None = None,
+        chunk: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, lora, learning_rate, weight_decay, warmup, support, chunk, seed)
+        _require_choice("factors", factors, tuple(FACTORS))
+        _require_choice("kl_schedule", kl_schedule, (*KINDS, RELEASE))
+        _require_choice("optimisers", optimisers, OPTIMISERS)
+        _require_choice("predict", predict, PREDICTIONS)
+        usual = 0.01 if optimisers == "two" else learning_rate
+        self.std_learning_rate = usual if std_learning_rate is None else std_learning_rate
+        above = {"prior_std": prior_std, "init_std": init_std, "std_learning_rate": self.std_learning_rate}
+        for name, value in above.items():
+            if not value > 0:
+                raise UsageError(f"{name} is {value}; allowed: above 0")
+        if kl_weight < 0 or samples < 0:
+            raise UsageError(f"kl_weight is {kl_weight}, samples is {samples}; allowed: 0 or more")
+        self.prior_std, self.init_std, self.factors, self.optimisers = prior_std, init_std, factors, optimisers
+        self.kl_kind, self.kl_weight = kl_schedule, kl_weight
+        self.samples, self.predict = samples, predict
+        self.automatic_optimization = optimisers == "one"
+        self._roots: dict[str, torch.nn.Parameter] = {}  # G by the name of its weight
+        self._means: dict[str, torch.nn.Parameter] = {}  # the weights that have one
+        self._has_spread = False  # one that was trained or read, not just initial
+        self._bank: Samples | None = None  # drawn once for an evaluation
+
+    # --- the posterior -------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load the base, put LoRA on it, and give its factors a standard deviation: of ``backbone.adapter``, if any.
+
+        Raises:
+            UsageError: an adapter whose posterior has a spread on other factors.
+        """
+        if self.model is not None:
+            return
+        super().configure_model()
+        self._roots = add_spread(self.model, self.factors, self.init_std, self.seed)
+        parameters = self.trainable()
+        self._means = {name: parameters[name] for name in self._roots}
+        adapter = Path(self.backbone.adapter or "")
+        if self.backbone.adapter and (adapter / "posterior.json").exists():
+            posterior = load_posterior(adapter, self.model.base_fingerprint)
+            if isinstance(posterior, MeanField):
+                self._take_spread(posterior.std(), adapter)
+
+    def _take_spread(self, std: dict[str, Tensor], source: Path) -> None:
+        if std.keys() != self._roots.keys():
+            raise UsageError(
+                f"{source} has a spread on {len(std)} weights, factors {self.factors} on {len(self._roots)}; give "
+                f"factors as in training ({' or '.join(FACTORS)})"
+            )
+        with torch.no_grad():
+            for name, root in self._roots.items():
+                root.copy_(std[name].sqrt())
+        self._has_spread = True
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load means, points and G by their plain names."""
+        self._has_spread = True
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def weight_sets(self) -> list[dict[str, Tensor]]:
+        """The means: what other posteriors may be put over."""
+        return [{name: value for name, value in self.trainable().items() if not name.endswith(f".{ROOT}")}]
+
+    def std(self) -> dict[str, Tensor]:
+        r"""Standard deviations :math:`\Omega` by the name of their weight."""
+        return {name: root.square() for name, root in self._roots.items()}
+
+    def posterior(self) -> MeanField:
+        """The Gaussian as it stands."""
+        return MeanField(self.weight_sets()[0], self.std())
+
+    def kl(self) -> Tensor:
+        """Divergence of the posterior from the prior, in nats."""
+        means = torch.cat([mean.float().flatten() for mean in self._means.values()])
+        roots = torch.cat([root.flatten() for root in self._roots.values()])
+        return normal_kl(means, roots.square(), self.prior_std).sum()
+
+    # --- training ------------------------------------------------------------------------------------------------
+
+    @property
+    def kl_schedule(self) -> KLSchedule:
+        """The weights of the KL in this run."""
+        trainer: Any = self.trainer
+        if self.kl_kind == RELEASE:
+            batch_size = trainer.datamodule.batch_size
+            return KLSchedule.of_release(self.training_size, batch_size, trainer.world_size, self.kl_weight)
+        return KLSchedule.over_epoch(self.kl_kind, trainer.num_training_batches, self.training_size, self.kl_weight)
+
+    def on_train_start(self) -> None:
+        """From here on, the spread is a trained one."""
+        super().on_train_start()
+        self._has_spread = True
+
+    def training_noise(self) -> Samples:
+        """One draw of the weights, by flipout, that belongs to this micro-batch of this run."""
+        plain = super().training_noise()
+        assert plain.draws is not None
+        return perturbed(self.std(), plain.draws, plain.seed)
+
+    def loss(self, batch: AnswerBatch) -> Tensor:
+        """Negative log-likelihood under one draw; with one optimiser, the batch's share of the KL too."""
+        nll = super().loss(batch)
+        return nll + self._weighted_kl(self._micro_step) if self.automatic_optimization else nll
+
+    def _weighted_kl(self, step: int) -> Tensor:
+        return self.kl_schedule.weight(step) * self.kl()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the divergence, without its weight."""
+        self.log("train/kl", self.kl().detach())
+
+    def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
+        """The loss of one micro-batch; with two optimisers, both of their steps."""
+        step = self._micro_step
+        loss = super().training_step(batch, batch_idx)
+        if not self.automatic_optimization:
+            self._two_steps(loss, step)
+        return loss
+
+    def _two_steps(self, nll: Tensor, step: int) -> None:
+        """AdamW down the likelihood, SGD down the KL; the trainer counts the first alone."""
+        adam, sgd = self.optimizers()  # type: ignore[misc, attr-defined]
+        self.manual_backward(nll)
+        adam.step()
+        adam.zero_grad()  # of means and points; G keeps its gradient for SGD
+        self.manual_backward(self._weighted_kl(step))
+        self.trainer.strategy.optimizer_step(sgd.optimizer, lambda: None, self)
+        sgd.zero_grad()
+        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
+            scheduler.step()  # type: ignore[call-arg]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Means and points, then G, which no decay shrinks."""
+        roots = list(self._roots.values())
+        return [
+            {"params": list(self.weight_sets()[0].values())},
+            {"params": roots, "lr": self.std_learning_rate, "weight_decay": 0.0},
+        ]
+
+    def configure_optimizers(self) -> Any:
+        """AdamW for all; or AdamW for means and points, and SGD for all, as released."""
+        if self.optimisers == "one":
+            return super().configure_optimizers()
+        means, _ = self.parameter_groups()
+        adam = torch.optim.AdamW([means], lr=self.learning_rate, weight_decay=self.weight_decay, eps=1e-6)
+        sgd = torch.optim.SGD(self.trainable().values(), lr=self.std_learning_rate)
+        return [self.scheduled(adam), self.scheduled(sgd)]
+
+    # --- prediction ----------------------------------------------------------------------------------------------
+
+    @property
+    def method(self) -> str:
+        """What a table calls this method."""
+        if self.base_only:
+            return BASE
+        name = "blob" if self.factors == "A" else "bbb"
+        if self.samples == 0:
+            return f"{name}_mean"
+        return f"{name}_linearised" if self.predict == "linearised" else f"{name}_{self.samples}"
+
+    def on_test_start(self) -> None:
+        """Draw the samples that all questions of the evaluation meet.
+
+        Raises:
+            UsageError: an adapter that has no standard deviations, and none were trained.
+        """
+        if self.samples and self.backbone.adapter and not self._has_spread:
+            raise UsageError(
+                f"backbone.adapter {self.backbone.adapter} has no standard deviations to sample with; give samples 0, "
+                "a checkpoint, or the posterior/ folder of a BLoB run"
+            )
+        self._bank = self._draw()
+
+    def on_test_end(self) -> None:
+        """Let go of them."""
+        self._bank = None
+
+    on_predict_start, on_predict_end = on_test_start, on_test_end
+
+    def _draw(self) -> Samples | None:
+        if self.samples == 0 or self.base_only or self.predict == "linearised":
+            return None
+        if self.predict == "flipout":
+            std = {name: value.detach() for name, value in self.std().items()}
+            return perturbed(std, torch.arange(self.samples), stream(self.seed, "test"))
+        bank = self.posterior().sample(self.samples, generator(self.seed, "blob", "posterior"))
+        return Samples({name: bank[name].to(value.device) for name, value in self.std().items()})
+
+    def predictive(self, batch: AnswerBatch) -> Predictive:
+        """The mean, or S samples, or the law of the logits of the linearised model."""
+        if self.predict == "linearised" and self.samples and not self.base_only:
+            return linearised(self.model, batch, self.posterior())
+        return self.sampled(batch, self._bank or self._draw())
+
+
+def _require_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")

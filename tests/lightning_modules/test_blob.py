@@ -1,0 +1,282 @@
+"""BLoB and Bayes by Backprop through the real Trainer."""
+
+import math
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from bayeslora import Backbone, LoRA, LoRAModule, UsageError
+from bayeslora.callbacks.run_folder import RunFolder
+from bayeslora.datamodules import JSONLDataModule
+from bayeslora.lightning_modules.blob import BLoBModule
+from bayeslora.models.spread import perturbed
+from bayeslora.posteriors.mean_field import MeanField
+from bayeslora.posteriors.state import load_posterior
+from tests.lightning_modules.test_lora import trainer
+from tests.test_resume import assert_equal, questions
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return questions(tmp_path_factory.mktemp("blob") / "data")
+
+
+def batches(data: Path) -> JSONLDataModule:
+    return JSONLDataModule(path=str(data), labels=40, batch_size=8, seed=1)
+
+
+def module(**arguments: object) -> BLoBModule:
+    return BLoBModule(
+        **{"backbone": Backbone("embedded"), "lora": LoRA(), "learning_rate": 1e-3, "seed": 1, **arguments}
+    )
+
+
+def fitted(root: Path, data: Path, **arguments: object) -> tuple[BLoBModule, L.Trainer]:
+    own, run = module(**arguments), trainer(root, callbacks=[RunFolder()])
+    run.fit(own, datamodule=batches(data))
+    return own, run
+
+
+def fresh(**arguments: object) -> BLoBModule:
+    own = module(**arguments)
+    own.configure_model()
+    return own
+
+
+# --- the posterior ---------------------------------------------------------------------------------------------------
+
+
+def test_starts_as_released() -> None:
+    own = fresh()
+    for name, std in own.std().items():
+        assert ".lora_A." in name
+        assert 0.00125 <= std.min() < 0.00130
+        assert 0.00245 < std.max() <= 0.0025
+    plain = LoRAModule(Backbone("embedded"), LoRA(), seed=1)
+    plain.configure_model()
+    assert_equal(dict(own.weight_sets()[0]), dict(plain.trainable()))  # A and B start as without a posterior
+
+
+def test_counts_one_standard_deviation_for_every_entry_of_a_factor() -> None:
+    plain = LoRAModule(Backbone("embedded"), LoRA(), seed=1)
+    plain.configure_model()
+    size = {k: sum(p.numel() for n, p in plain.trainable().items() if f".lora_{k}." in n) for k in "AB"}
+    for factors, extra in (("A", size["A"]), ("AB", size["A"] + size["B"])):
+        total = sum(p.numel() for p in fresh(factors=factors).trainable().values())
+        assert total == size["A"] + size["B"] + extra
+
+
+def test_divergence_is_the_posteriors() -> None:
+    for factors in ("A", "AB"):
+        own = fresh(factors=factors, prior_std=0.1)
+        torch.testing.assert_close(own.kl().double(), own.posterior().kl(0.1), rtol=1e-5, atol=0)
+
+
+def test_perturbations_are_a_function_of_the_draw_with_the_posteriors_spread() -> None:
+    std = {"a": torch.tensor([[0.1, 0.2]]), "b": torch.tensor([[0.3]])}
+    many = perturbed(std, torch.arange(4000), seed=3)
+    again = perturbed(std, torch.tensor([7]), seed=3)
+    for name, value in std.items():
+        assert torch.equal(many.perturbations[name][7], again.perturbations[name][0])
+        torch.testing.assert_close(many.perturbations[name].std(0), value, rtol=0.05, atol=0)
+    flat = torch.cat([v.flatten(1) for v in many.perturbations.values()], 1)
+    assert (torch.corrcoef(flat.T) - torch.eye(3)).abs().max() < 0.08
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def test_before_training_all_samples_are_the_base(data: Path, tmp_path: Path) -> None:
+    """B is zero: noise on A does not reach the output."""
+    run = trainer(tmp_path)
+    found = {}
+    for predict in ("weights", "flipout"):
+        predictions = run.predict(module(predict=predict, samples=3), datamodule=batches(data))
+        found[predict] = torch.cat([p.log_probs for p in predictions], 1)
+        assert torch.equal(found[predict], found[predict][:1].expand_as(found[predict]))
+    mean = torch.cat([p.log_probs for p in run.predict(module(samples=0), datamodule=batches(data))], 1)
+    torch.testing.assert_close(found["weights"][:1], mean, atol=1e-5, rtol=1e-5)
+
+
+def test_without_noise_and_divergence_it_is_maximum_likelihood(data: Path, tmp_path: Path) -> None:
+    own, _ = fitted(tmp_path / "a", data, kl_weight=0.0, init_std=1e-24)
+    plain = LoRAModule(Backbone("embedded"), LoRA(), learning_rate=1e-3, seed=1)
+    trainer(tmp_path / "b").fit(plain, datamodule=batches(data))
+    for name, value in plain.trainable().items():
+        torch.testing.assert_close(own.trainable()[name], value, atol=1e-6, rtol=1e-4)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def test_loss_is_the_likelihood_plus_the_cycles_share(data: Path, tmp_path: Path) -> None:
+    own, run = fitted(tmp_path, data, kl_weight=0.5)
+    batch = next(iter(run.datamodule.train_dataloader()))
+    assert (run.num_training_batches, own.training_size) == (4, 32)
+    for place in range(4):
+        own._micro_step = 8 + place
+        extra = own.loss(batch) - own.nll(batch, own.training_noise())
+        share = 0.5 * 4 / 32 * 2 ** (place + 1) / (2**5 - 1)
+        torch.testing.assert_close(extra, share * own.kl(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_release_has_a_cycle_of_its_own(data: Path, tmp_path: Path) -> None:
+    own, _ = fitted(tmp_path, data, kl_schedule="release")
+    assert own.kl_schedule.cycle == int(100 * 32 ** (math.pi / 8) / 8)
+    assert own.kl_schedule.total == 1
+
+
+def test_two_optimisers_step_as_published_and_count_as_one(data: Path, tmp_path: Path) -> None:
+    own = module(optimisers="two", kl_schedule="constant", warmup=0.0, std_learning_rate=0.003)
+    steps: list[tuple[dict, dict, torch.Tensor]] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, run: L.Trainer, pl_module: BLoBModule, batch: object, batch_idx: int) -> None:
+            self.before = {n: p.detach().clone() for n, p in pl_module.trainable().items()}
+            nll = pl_module.nll(batch, pl_module.training_noise())
+            names = list(pl_module.trainable())
+            self.nll = dict(zip(names, torch.autograd.grad(nll, list(pl_module.trainable().values())), strict=True))
+
+        def on_train_batch_end(self, run: L.Trainer, pl_module: BLoBModule, *_: object) -> None:
+            steps.append((self.before, {n: p.detach().clone() for n, p in pl_module.trainable().items()}, self.nll))
+
+    run = trainer(tmp_path, callbacks=[Watch()], max_epochs=2, max_steps=6)
+    run.fit(own, datamodule=batches(data))
+    assert run.global_step == len(steps) == own._micro_step == 6
+    before, after, nll = steps[0]
+    for name in before:
+        if name.endswith("std_root"):  # SGD at its peak rate, down the likelihood and the KL's share of 1 / N
+            root = before[name]
+            std = root.square()
+            by_kl = (std / 0.2**2 - 1 / std) * 2 * root / 32
+            torch.testing.assert_close(after[name], root - 0.003 * (nll[name] + by_kl), rtol=1e-4, atol=1e-7)
+        elif ".lora_B." in name:  # AdamW's first step: the rate times the gradient's sign
+            moved = nll[name].abs() > 1e-4
+            step = 1e-3 * nll[name].sign()
+            torch.testing.assert_close((before[name] - after[name])[moved], step[moved], rtol=0.02, atol=0)
+        else:  # no gradient of the likelihood at B = 0: SGD down the KL alone
+            torch.testing.assert_close(after[name], before[name] * (1 - 0.003 / 0.2**2 / 32), rtol=1e-4, atol=1e-6)
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers]
+    assert rates == [0.0, 0.0]  # both have decayed with the run
+
+
+@pytest.mark.parametrize("arguments", [{}, {"optimisers": "two"}], ids=["one", "two"])
+def test_resumed_run_ends_bit_for_bit(data: Path, tmp_path: Path, arguments: dict) -> None:
+    """From a checkpoint inside an epoch, and inside a cycle of the KL."""
+
+    def run(root: Path, checkpoint: Path | None) -> dict:
+        every = ModelCheckpoint(root, "{step}", every_n_train_steps=6, save_top_k=-1)
+        accumulate = 1 if arguments else 2
+        own = trainer(root, max_epochs=5, callbacks=[every], accumulate_grad_batches=accumulate)
+        lora = LoRA(dropout=0.1)
+        own.fit(module(lora=lora, **arguments), datamodule=batches(data), ckpt_path=checkpoint, weights_only=True)
+        own.save_checkpoint(root / "end.ckpt")
+        return torch.load(root / "end.ckpt", weights_only=True)
+
+    whole = run(tmp_path / "a", None)
+    resumed = run(tmp_path / "b", tmp_path / "a" / "step=6.ckpt")
+    assert whole["global_step"] == resumed["global_step"] == (20 if arguments else 10)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "bayeslora"):
+        assert_equal(whole[part], resumed[part], part)
+    assert len(whole["optimizer_states"]) == (2 if arguments else 1)
+
+
+# --- prediction ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[BLoBModule, L.Trainer]:
+    root = tmp_path_factory.mktemp("trained")
+    own, run = module(init_std=0.2, samples=4), trainer(root, callbacks=[RunFolder()], max_epochs=6)
+    run.fit(own, datamodule=batches(data))
+    return own, run
+
+
+def test_mean_is_deterministic_and_samples_are_reproducible(trained: tuple[BLoBModule, L.Trainer], data: Path) -> None:
+    own, run = trained
+
+    def predicted(**changes: object) -> torch.Tensor:
+        previous = {key: getattr(own, key) for key in changes}
+        vars(own).update(changes)
+        found = torch.cat([p.log_probs for p in run.predict(own, datamodule=batches(data))], 1)
+        vars(own).update(previous)
+        return found
+
+    mean = predicted(samples=0)
+    assert torch.equal(mean, predicted(samples=0))
+    for predict in ("weights", "flipout"):
+        draws = predicted(predict=predict)
+        assert torch.equal(draws, predicted(predict=predict))
+        assert (draws.std(0) > 1e-4).all()
+        assert not torch.equal(draws, predicted(predict=predict, seed=2))
+    assert predicted(predict="linearised").shape[1:] == mean.shape[1:]
+
+
+def test_samples_in_one_pass_are_the_posteriors_one_by_one(trained: tuple[BLoBModule, L.Trainer]) -> None:
+    own, run = trained
+    batch = next(iter(run.datamodule.val_dataloader()))
+    own._bank = None
+    fanned = own.predictive(batch).logits
+    draws = own._draw()
+    kept = {name: value.detach().clone() for name, value in own.trainable().items()}
+    with torch.no_grad():
+        for index in range(4):
+            for name, value in draws.weights.items():
+                own.trainable()[name].copy_(value[index])
+            torch.testing.assert_close(own.answer_logits(batch)[0], fanned[index], atol=1e-4, rtol=1e-4)
+        for name, value in kept.items():
+            own.trainable()[name].copy_(value)
+
+
+def test_posterior_is_saved_and_peft_loads_its_mean(trained: tuple[BLoBModule, L.Trainer], data: Path) -> None:
+    own, run = trained
+    folder = Path(run.default_root_dir) / "posterior"
+    again = load_posterior(folder, own.model.base_fingerprint)
+    assert isinstance(again, MeanField)
+    assert_equal(again.std(), {name: value.detach() for name, value in own.std().items()})
+    plain = LoRAModule(Backbone("embedded", adapter=str(folder)), samples=0)  # through peft's own loader
+    plain.configure_model()
+    assert_equal(dict(plain.trainable()), {n: v.detach() for n, v in own.weight_sets()[0].items()})
+    other = fresh(backbone=Backbone("embedded", adapter=str(folder)), seed=5)
+    for name, value in own.std().items():
+        torch.testing.assert_close(other.std()[name], value)
+
+
+def test_an_adapter_without_spread_is_not_sampled(
+    trained: tuple[BLoBModule, L.Trainer], data: Path, tmp_path: Path
+) -> None:
+    plain = LoRAModule(Backbone("embedded"), LoRA(), seed=1)
+    run = trainer(tmp_path, callbacks=[RunFolder()])
+    run.fit(plain, datamodule=batches(data))
+    adapter = Backbone("embedded", adapter=str(tmp_path / "posterior"))
+    with pytest.raises(UsageError, match="no standard deviations"):
+        trainer(tmp_path).test(module(backbone=adapter), datamodule=batches(data))
+    trainer(tmp_path).test(module(backbone=adapter, samples=0), datamodule=batches(data))
+    folder = Path(trained[1].default_root_dir) / "posterior"
+    with pytest.raises(UsageError, match="give factors"):
+        fresh(backbone=Backbone("embedded", adapter=str(folder)), factors="AB")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"factors": "B"}, "factors is 'B'; allowed: A, AB"),
+        ({"kl_schedule": "late"}, "constant, cyclic, release"),
+        ({"optimisers": "three"}, "one, two"),
+        ({"predict": "mean"}, "weights, flipout, linearised"),
+        ({"prior_std": 0.0}, "prior_std is 0"),
+        ({"init_std": -1.0}, "init_std is -1"),
+        ({"samples": -1}, "samples is -1"),
+    ],
+)
+def test_bad_arguments(arguments: dict, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        BLoBModule(**arguments)
+
+
+def test_names() -> None:
+    names = [BLoBModule(**a).method for a in ({}, {"samples": 0}, {"factors": "AB"}, {"predict": "linearised"})]
+    assert names == ["blob_10", "blob_mean", "bbb_10", "blob_linearised"]
