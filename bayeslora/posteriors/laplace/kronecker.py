@@ -33,8 +33,8 @@ class KroneckerBlock:
         return self.values.shape == (len(self.left), len(self.right))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> KroneckerBlock:
-        """The same block elsewhere: bases in a dtype, curvatures in float64."""
-        bases = (basis.to(device, dtype) for basis in (self.left, self.right))
+        """The same block elsewhere: bases in a dtype and one layout, as strides decide how sums round."""
+        bases = (basis.to(device, dtype).contiguous() for basis in (self.left, self.right))
         return KroneckerBlock(self.values.to(device), *bases)
 
     def rotate(self, matrices: Tensor) -> Tensor:

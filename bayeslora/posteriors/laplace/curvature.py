@@ -1,0 +1,77 @@
+"""What a fitted curvature offers, whatever its structure, to the choice of the prior and to prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bayeslora.posteriors.laplace.blocks import BlockGaussian
+from bayeslora.posteriors.laplace.evidence import independent
+from bayeslora.types import GaussianPosterior
+
+Groups = Mapping[str, Sequence[str]]  # name of a group of parameters that share a precision, to the parameters' names
+
+
+class Curvature(Protocol):
+    """The Gauss-Newton matrix at the weights a run has found, in some structure, with G groups of parameters."""
+
+    def log_det(self, precisions: Tensor) -> Tensor:
+        """Log-determinant of posterior over prior precision for precisions ``[G]``, differentiable, float64."""
+        ...
+
+    def covariance(self, precisions: Tensor) -> Tensor:
+        """Covariance of the validation questions' contrast logits ``[N, C-1, C-1]`` for precisions ``[G]``, float64."""
+        ...
+
+    def posterior(self, precisions: Tensor, scale: float = 1.0) -> GaussianPosterior:
+        """The Gaussian under precisions ``[G]``, its covariance times ``scale``."""
+        ...
+
+    def eigenvalues(self) -> Tensor:
+        """Eigenvalues of the Gauss-Newton matrix that may differ from zero ``[m]``, float64."""
+        ...
+
+
+class BlockCurvature:
+    """Curvature in blocks that do not touch each other: Kronecker-factored or diagonal.
+
+    Args:
+        gaussian: The blocks and the weights, under any precision.
+        groups: Parameters that share a precision.
+        validation: Gives the Jacobians of the validation questions, batch by batch; called for every precision tried.
+    """
+
+    def __init__(
+        self,
+        gaussian: BlockGaussian,
+        groups: Groups,
+        validation: Callable[[], Sequence[Mapping[str, Tensor]]],
+    ) -> None:
+        self.gaussian, self.groups, self.validation = gaussian, groups, validation
+        values = gaussian.eigenvalues()
+        self._log_det = independent([torch.cat([values[name] for name in names]) for names in groups.values()])
+
+    def log_det(self, precisions: Tensor) -> Tensor:
+        """See :class:`Curvature`."""
+        return self._log_det(precisions)
+
+    def covariance(self, precisions: Tensor) -> Tensor:
+        """See :class:`Curvature`."""
+        posterior = self.posterior(precisions)
+        return torch.cat([posterior.logit_covariance(jacobian).cpu() for jacobian in self.validation()])
+
+    def posterior(self, precisions: Tensor, scale: float = 1.0) -> BlockGaussian:
+        """See :class:`Curvature`."""
+        per_name = {
+            name: precision / scale
+            for names, precision in zip(self.groups.values(), precisions.tolist(), strict=True)
+            for name in names
+        }
+        return self.gaussian.scaled(1 / scale).with_precision(per_name)
+
+    def eigenvalues(self) -> Tensor:
+        """See :class:`Curvature`."""
+        return torch.cat([values.flatten() for values in self.gaussian.eigenvalues().values()])

@@ -1,0 +1,125 @@
+r"""The marginal likelihood of Laplace's approximation as a function of the prior's precisions, and where it is highest.
+
+With precisions :math:`\lambda_g` of G groups of parameters, :math:`\Lambda` their diagonal matrix and the Gauss-Newton
+matrix G (MacKay, "A practical Bayesian framework for backpropagation networks", 1992):
+
+.. math:: \log Z(\lambda) = \log p(D | \theta) - \frac12 \sum_g \lambda_g \|\theta_g - \theta_{0,g}\|^2
+    - \frac12 \log\det(I + \Lambda^{-1/2} G \Lambda^{-1/2})
+
+In :math:`u = \log \lambda` this is concave: the second term is minus a sum of exponentials, and the determinant is a sum
+of products of :math:`e^{-u_g}` with coefficients that are not negative, whose logarithm is convex. So there is one
+stationary point at most, whatever the number of groups, and Newton's method with a line search finds it from anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayeslora.errors import UsageError
+
+LogDet = Callable[[Tensor], Tensor]
+LOWEST, HIGHEST = 1e-12, 1e12  # precisions outside mean that there is no optimum
+_ITERATIONS = 200
+_TOLERANCE = 1e-10  # of the slope, against the number of parameters that the data determine
+
+
+def independent(eigenvalues: Sequence[Tensor]) -> LogDet:
+    r""":math:`\sum_g \sum_i \log(1 + s_{gi} / \lambda_g)` for groups whose curvatures do not touch each other.
+
+    Args:
+        eigenvalues: For each of G groups, the eigenvalues of its block of the Gauss-Newton matrix, not negative.
+    """
+    values = [group.double().clamp(min=0) for group in eigenvalues]
+    return lambda precisions: torch.stack(
+        [torch.log1p(s / p).sum() for s, p in zip(values, precisions, strict=True)]
+    ).sum()
+
+
+def joint(grams: Tensor) -> LogDet:
+    r""":math:`\log\det(I + \sum_g M_g / \lambda_g)` for groups that share m rows: :math:`M_g = \tilde J_g \tilde J_g^T`.
+
+    Args:
+        grams: ``[G, m, m]``, float64, positive semi-definite.
+    """
+
+    def log_det(precisions: Tensor) -> Tensor:
+        inner = torch.einsum("gij,g->ij", grams, 1 / precisions)
+        inner = inner + torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
+        return 2 * torch.linalg.cholesky(inner).diagonal().log().sum()
+
+    return log_det
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Laplace's marginal likelihood, see the module.
+
+    Attributes:
+        log_likelihood: Of the training labels at the weights found.
+        squares: Squared distance of the weights from the prior's centre, by group ``[G]``.
+        log_det: Precisions ``[G]`` to the log-determinant of posterior over prior precision.
+    """
+
+    log_likelihood: float
+    squares: Tensor
+    log_det: LogDet
+
+    def __call__(self, precisions: Tensor) -> Tensor:
+        """The log marginal likelihood, float64 scalar, for precisions ``[G]``."""
+        precisions = precisions.double()
+        return self.log_likelihood - 0.5 * (precisions * self.squares.double()).sum() - 0.5 * self.log_det(precisions)
+
+    def effective(self, precisions: Tensor) -> Tensor:
+        r"""Number of parameters that the data determine, by group ``[G]``.
+
+        :math:`\gamma_g = -\partial \log\det / \partial \log \lambda_g`, which is :math:`\sum_i s_i / (\lambda + s_i)` for
+        one group: between zero and the number of rows.
+        """
+        return -_gradient(lambda u: self.log_det(u.exp()), precisions.double().log())
+
+    def best(self) -> Tensor:
+        r"""The precisions ``[G]`` of highest evidence, where :math:`\lambda_g \|\theta_g - \theta_{0,g}\|^2 = \gamma_g`.
+
+        Raises:
+            UsageError: there is no optimum: the weights are the prior's centre, or the data say nothing about a group.
+        """
+        with torch.inference_mode(False):
+            return _maximise(lambda u: self(u.exp()), torch.zeros_like(self.squares, dtype=torch.float64)).exp()
+
+
+def _maximise(concave: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
+    """Newton's method with backtracking and bounded steps."""
+    value = concave(point)
+    for _ in range(_ITERATIONS):
+        gradient = _gradient(concave, point)
+        if gradient.abs().max() <= _TOLERANCE:
+            break
+        hessian = torch.autograd.functional.hessian(concave, point)
+        ridge = 1e-12 * hessian.diagonal().abs().max() + 1e-300
+        step = torch.linalg.solve(ridge * torch.eye(len(point), dtype=point.dtype) - hessian, gradient).clamp(-2, 2)
+        while (moved := concave(point + step)) < value and step.abs().max() > 1e-15:
+            step = step / 2
+        if step.abs().max() <= 1e-14:
+            break
+        point, value = point + step, torch.maximum(moved, value)
+        _check_reach(point)
+    return point
+
+
+def _check_reach(log_precisions: Tensor) -> None:
+    reached = log_precisions.exp()
+    if not ((reached > LOWEST) & (reached < HIGHEST)).all():
+        raise UsageError(
+            f"the marginal likelihood has no optimum, a precision of {reached.max().item():.1e} to "
+            f"{reached.min().item():.1e} was reached; give the precision as a number, or choose it by validation"
+        )
+
+
+def _gradient(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
+    with torch.inference_mode(False), torch.enable_grad():
+        point = point.detach().clone().requires_grad_(True)
+        return torch.autograd.grad(function(point), point)[0]
