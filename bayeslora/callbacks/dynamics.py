@@ -43,7 +43,7 @@ class Dynamics(L.Callback):
     and later ones, which belong to weights this run will not have, are removed.
 
     Args:
-        every: Evaluate epoch 0, every so many epochs, and the last one.
+        every: Evaluate epoch 0, every so many epochs (or after the epochs of a list), and the last one.
         datasets: Which sets; None for the test sets, in distribution first, and the validation set.
         directory: Folder of the files; None for ``<default_root_dir>/dynamics``.
         overwrite: Replace what another training has left there.
@@ -58,7 +58,7 @@ class Dynamics(L.Callback):
 
     def __init__(
         self,
-        every: int = 1,
+        every: int | list[int] = 1,
         datasets: Sequence[str] | None = None,
         directory: str | Path | None = None,
         overwrite: bool = False,
@@ -67,8 +67,8 @@ class Dynamics(L.Callback):
         id_fn: Callable[[Any], Tensor] | None = None,
         loaders_fn: Callable[[L.Trainer], Loaders] | None = None,
     ) -> None:
-        if every < 1:
-            raise UsageError(f"Dynamics' every is {every}; allowed: a number of epochs from 1")
+        if min([every] if isinstance(every, int) else every, default=0) < 1:
+            raise UsageError(f"Dynamics' every is {every}; allowed: a number of epochs from 1, or a list of them")
         self.every, self.datasets, self.directory, self.overwrite = every, datasets, directory, overwrite
         self.logits_fn, self.label_fn, self.id_fn = logits_fn, label_fn, id_fn
         self.loaders_fn = loaders_fn or evaluation_loaders
@@ -103,7 +103,8 @@ class Dynamics(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate an epoch that is due."""
-        if _epochs(trainer) % self.every == 0:
+        epoch = _epochs(trainer)
+        if epoch % self.every == 0 if isinstance(self.every, int) else epoch in self.every:
             self._record(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -78,7 +78,8 @@ def test_epoch_zero_is_the_base_and_the_last_epoch_is_what_a_test_predicts(sourc
                 torch.testing.assert_close(answers.logsumexp, predictive.logsumexp.T.double())
     first, last = (json.loads((tmp_path / "dynamics" / f"epoch-00{e}.json").read_text()) for e in (0, 2))
     assert (first["step"], first["members"], first["gram"], first["cosine"]) == (0, [0], [[0.0]], [[None]])
-    assert last["step"] == 2 * 5 and last["gram"][0][0] > 0
+    assert last["step"] == 2 * 5
+    assert last["gram"][0][0] > 0
     assert last["cosine"][0][0] == pytest.approx(1)
 
 
@@ -111,10 +112,11 @@ def test_epochs_of_other_weights_are_replaced_and_later_ones_removed(source: Pat
     assert json.loads(after["epoch-002.json"])["weights"] != "others"
 
 
-def test_every_and_the_sets_asked_for(source: Path, tmp_path: Path) -> None:
-    fit(source, tmp_path, 5, Dynamics(every=2, datasets=["validation"]))
+@pytest.mark.parametrize(("every", "epochs"), [(2, (0, 2, 4, 5)), ([1, 4], (0, 1, 4, 5))])
+def test_every_and_the_sets_asked_for(source: Path, tmp_path: Path, every: Any, epochs: tuple[int, ...]) -> None:
+    fit(source, tmp_path, 5, Dynamics(every=every, datasets=["validation"]))
     folder = tmp_path / "dynamics"
-    assert [file.name for file in sorted(folder.glob("*.parquet"))] == [f"epoch-00{e}.parquet" for e in (0, 2, 4, 5)]
+    assert [file.name for file in sorted(folder.glob("*.parquet"))] == [f"epoch-00{epoch}.parquet" for epoch in epochs]
     assert list(read_predictions(folder / "epoch-004.parquet").datasets) == ["validation"]
 
 
@@ -129,8 +131,9 @@ def test_a_second_training_is_not_mixed_with_the_first(source: Path, tmp_path: P
 
 
 def test_what_cannot_be_is_said_in_a_line(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"every is 0; allowed: a number of epochs from 1"):
-        Dynamics(every=0)
+    for every in (0, [], [5, 0]):
+        with pytest.raises(UsageError, match=r"every is .*; allowed: a number of epochs from 1, or a list of them"):
+            Dynamics(every=every)
     with pytest.raises(UsageError, match=r"datasets are \['tset'\]; allowed: .*, validation"):
         fit(source, tmp_path, 1, Dynamics(datasets=["tset"]))
 
