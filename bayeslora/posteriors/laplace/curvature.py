@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class BlockCurvature:
 
     def __init__(
         self,
-        gaussian: BlockGaussian,
+        gaussian: BlockGaussian[Any],
         groups: Groups,
         validation: Callable[[], Sequence[Mapping[str, Tensor]]],
     ) -> None:
@@ -63,15 +64,19 @@ class BlockCurvature:
         posterior = self.posterior(precisions)
         return torch.cat([posterior.logit_covariance(jacobian).cpu() for jacobian in self.validation()])
 
-    def posterior(self, precisions: Tensor, scale: float = 1.0) -> BlockGaussian:
+    def posterior(self, precisions: Tensor, scale: float = 1.0) -> BlockGaussian[Any]:
         """See :class:`Curvature`."""
         per_name = {
             name: precision / scale
             for names, precision in zip(self.groups.values(), precisions.tolist(), strict=True)
             for name in names
         }
-        return self.gaussian.scaled(1 / scale).with_precision(per_name)
+        blocks = {
+            name: replace(b, values=b.values / scale) for name, b in self.gaussian.blocks.items() if name in per_name
+        }
+        return type(self.gaussian)(self.gaussian.mean(), blocks, per_name)
 
     def eigenvalues(self) -> Tensor:
         """See :class:`Curvature`."""
-        return torch.cat([values.flatten() for values in self.gaussian.eigenvalues().values()])
+        values = self.gaussian.eigenvalues()
+        return torch.cat([values[name] for names in self.groups.values() for name in names])

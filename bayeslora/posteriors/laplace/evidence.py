@@ -6,9 +6,9 @@ matrix G (MacKay, "A practical Bayesian framework for backpropagation networks",
 .. math:: \log Z(\lambda) = \log p(D | \theta) - \frac12 \sum_g \lambda_g \|\theta_g - \theta_{0,g}\|^2
     - \frac12 \log\det(I + \Lambda^{-1/2} G \Lambda^{-1/2})
 
-In :math:`u = \log \lambda` this is concave: the second term is minus a sum of exponentials, and the determinant is a sum
-of products of :math:`e^{-u_g}` with coefficients that are not negative, whose logarithm is convex. So there is one
-stationary point at most, whatever the number of groups, and Newton's method with a line search finds it from anywhere.
+In :math:`u = \log \lambda` this is concave: the second term is minus a sum of exponentials, and the determinant is a
+sum of products of :math:`e^{-u_g}` with coefficients that are not negative, whose logarithm is convex. So there is one
+stationary point at most, whatever the number of groups, and Newton's method with a line search finds it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from bayeslora.errors import UsageError
 
 LogDet = Callable[[Tensor], Tensor]
-LOWEST, HIGHEST = 1e-12, 1e12  # precisions outside mean that there is no optimum
+REACH = 50.0  # a logarithm of a precision beyond means that there is no optimum
 _ITERATIONS = 200
 _TOLERANCE = 1e-10  # of the slope, against the number of parameters that the data determine
 
@@ -40,10 +40,10 @@ def independent(eigenvalues: Sequence[Tensor]) -> LogDet:
 
 
 def joint(grams: Tensor) -> LogDet:
-    r""":math:`\log\det(I + \sum_g M_g / \lambda_g)` for groups that share m rows: :math:`M_g = \tilde J_g \tilde J_g^T`.
+    r""":math:`\log\det(I + \sum_g M_g / \lambda_g)` for groups that share m rows.
 
     Args:
-        grams: ``[G, m, m]``, float64, positive semi-definite.
+        grams: :math:`M_g = \tilde J_g \tilde J_g^T` ``[G, m, m]``, float64, positive semi-definite.
     """
 
     def log_det(precisions: Tensor) -> Tensor:
@@ -76,19 +76,22 @@ class Evidence:
     def effective(self, precisions: Tensor) -> Tensor:
         r"""Number of parameters that the data determine, by group ``[G]``.
 
-        :math:`\gamma_g = -\partial \log\det / \partial \log \lambda_g`, which is :math:`\sum_i s_i / (\lambda + s_i)` for
-        one group: between zero and the number of rows.
+        :math:`\gamma_g = -\partial \log\det / \partial \log \lambda_g`, for one group
+        :math:`\sum_i s_i / (\lambda + s_i)`: between zero and the number of rows.
         """
         return -_gradient(lambda u: self.log_det(u.exp()), precisions.double().log())
 
     def best(self) -> Tensor:
-        r"""The precisions ``[G]`` of highest evidence, where :math:`\lambda_g \|\theta_g - \theta_{0,g}\|^2 = \gamma_g`.
+        r"""The precisions ``[G]`` of highest evidence: :math:`\lambda_g \|\theta_g - \theta_{0,g}\|^2 = \gamma_g`.
 
         Raises:
             UsageError: there is no optimum: the weights are the prior's centre, or the data say nothing about a group.
         """
         with torch.inference_mode(False):
-            return _maximise(lambda u: self(u.exp()), torch.zeros_like(self.squares, dtype=torch.float64)).exp()
+            start = torch.ones_like(self.squares, dtype=torch.float64)
+            if not ((self.squares > 0) & (self.effective(start) > 0)).all():
+                raise _no_optimum("the weights are the prior's centre, or the data say nothing about some of them")
+            return _maximise(lambda u: self(u.exp()), start.log()).exp()
 
 
 def _maximise(concave: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
@@ -106,17 +109,15 @@ def _maximise(concave: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
         if step.abs().max() <= 1e-14:
             break
         point, value = point + step, torch.maximum(moved, value)
-        _check_reach(point)
+        if not (point.abs() < REACH).all():
+            raise _no_optimum(f"a precision of e^{point.abs().max():.0f} was reached")
     return point
 
 
-def _check_reach(log_precisions: Tensor) -> None:
-    reached = log_precisions.exp()
-    if not ((reached > LOWEST) & (reached < HIGHEST)).all():
-        raise UsageError(
-            f"the marginal likelihood has no optimum, a precision of {reached.max().item():.1e} to "
-            f"{reached.min().item():.1e} was reached; give the precision as a number, or choose it by validation"
-        )
+def _no_optimum(reason: str) -> UsageError:
+    return UsageError(
+        f"the marginal likelihood has no optimum: {reason}; give the precision as a number, or choose it by validation"
+    )
 
 
 def _gradient(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
