@@ -15,17 +15,19 @@ Options after ``--`` go to every command, for trials: ``-- --model.learning_rate
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from measure import machine, quiet
 
 from bayeslora.cli import main as bayeslora
 from bayeslora.compare import compare
+from bayeslora.predictions import read_predictions, write_predictions
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TEMPERATURE = "+temperature"
@@ -65,9 +67,9 @@ def main() -> None:
             made = make(options, name, seed)
             if made:
                 print(f"seed {seed} {name}: {time.perf_counter() - started:.1f} s", flush=True)
-    folders = [options.out / name for name in options.rows]
-    folders += [folder.with_name(folder.name + TEMPERATURE) for folder in folders if not options.no_temperature]
-    compare(folders, options.reference or options.rows[0], options.out / "comparison", overwrite=True)
+    names = [name + end for name in options.rows for end in ("", TEMPERATURE)[: 2 - options.no_temperature]]
+    reference = options.reference or options.rows[0]
+    compare([f"{name}={options.out / name}" for name in names], reference, options.out / "comparison", overwrite=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -98,37 +100,41 @@ def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
 def make(options: argparse.Namespace, name: str, seed: int) -> bool:
     """One row of one seed, as it is and with a temperature, as far as it is missing; whether anything was."""
     row, folder = ROWS[name], options.out / name / f"seed-{seed}"
-    trained = options.out / (row.trained or name) / f"seed-{seed}"
     common = [*configuration(options, seed), *overlays(row.overlays), *row.options, *options.rest]
-    missing = [tempered for tempered in tempers(options) if not (tested(folder, tempered) / "test").exists()]
+    made = False
     if row.trained is not None:
-        make(options, row.trained, seed)
+        made = make(options, row.trained, seed)
     elif not (folder / "posterior").exists():
         run("fit", *common, "--trainer.limit_val_batches=0", f"--trainer.default_root_dir={folder}", "--overwrite")
-    for tempered in missing:
-        place = tested(folder, tempered)
-        if place != trained:
-            keep(trained, place)
-        extra = overlays(("temperature",)) if tempered else []
-        run("test", *common, *extra, f"--trainer.default_root_dir={place}")
-    return bool(missing)
+    if not (folder / "test").exists():
+        if row.trained is not None:
+            keep(options.out / row.trained / folder.name, folder)
+        run("test", *common, f"--trainer.default_root_dir={folder}")
+        made = True
+    place = folder.parents[1] / (name + TEMPERATURE) / folder.name
+    if not options.no_temperature and not (place / "test").exists():
+        keep(folder, place)
+        temper(common, folder, place)
+        made = True
+    return made
 
 
-def tempers(options: argparse.Namespace) -> list[bool]:
-    """Whether a temperature is fitted: both, or never."""
-    return [False] if options.no_temperature else [False, True]
-
-
-def tested(folder: Path, tempered: bool) -> Path:
-    """The run folder that a row is tested in."""
-    return folder.parents[0].with_name(folder.parent.name + TEMPERATURE) / folder.name if tempered else folder
-
-
-def keep(trained: Path, place: Path) -> None:
-    """A copy of a run without its tests, so that the row tests what was trained and keeps its costs."""
+def keep(run_folder: Path, place: Path) -> None:
+    """A copy of a run without what was predicted, so that a row tests what another trained and keeps its costs."""
     if place.exists():
         shutil.rmtree(place)
-    shutil.copytree(trained, place, ignore=shutil.ignore_patterns("test", "test-config.yaml", "logs", "laplace"))
+    shutil.copytree(run_folder, place, ignore=shutil.ignore_patterns("test", "predict", "logs"))
+
+
+def temper(common: Sequence[str], folder: Path, place: Path) -> None:
+    """Fit the temperature on the validation questions, and apply it to what was predicted without one."""
+    fitted = [*common, *overlays(("temperature",)), "--data.max_test=1", f"--trainer.default_root_dir={place}"]
+    run("predict", *fitted)
+    temperature = json.loads((place / "posterior" / "temperature.json").read_text())["temperature"]
+    found = read_predictions(folder / "test" / "predictions.parquet")
+    tempered = {name: answers.tempered(temperature) for name, answers in found.datasets.items()}
+    (place / "test").mkdir()
+    write_predictions(replace(found, datasets=tempered), place / "test" / "predictions.parquet")
 
 
 def configuration(options: argparse.Namespace, seed: int) -> list[str]:

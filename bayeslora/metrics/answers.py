@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
@@ -117,6 +117,15 @@ class Answers:
             yield Predictive(log_probs, torch.full((len(log_probs),), 1 / len(log_probs), dtype=torch.float64))
         else:
             raise ValueError("there are neither members nor a Gaussian, so uncertainty cannot be split")
+
+    def tempered(self, temperature: float) -> Answers:
+        """The same questions with every member's, or the Gaussian's, logits divided by a temperature.
+
+        Kept logits and log-sum-exp belong to temperature 1 and are left out.
+        """
+        parts = [Answers.from_predictive(predictive.tempered(temperature)) for predictive in self._predictives()]
+        joined = replace(Answers.concatenate(parts), logits=None, logsumexp=None)
+        return replace(joined, label=self.label, true_probs=self.true_probs, example_id=self.example_id)
 
     def __getitem__(self, index: Tensor) -> Answers:
         """The questions of an index ``[n]``, in its order."""

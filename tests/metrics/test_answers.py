@@ -76,3 +76,19 @@ def test_refusals() -> None:
     uneven = Predictive(torch.zeros(2, 1, 1).double(), torch.tensor([0.3, 0.7]).double())
     with pytest.raises(ValueError, match="equal weights"):
         Answers.from_predictive(uneven)
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_a_temperature_can_be_applied_to_what_was_kept(gaussian: bool) -> None:
+    torch.manual_seed(0)
+    if gaussian:
+        factor = torch.randn(300, 2, 2, dtype=torch.float64)
+        predictive = Predictive.from_gaussian(torch.randn(300, 2, dtype=torch.float64), factor @ factor.mT)
+    else:
+        predictive = Predictive.from_logits(torch.randn(4, 300, 3, dtype=torch.float64))
+    told = {"true_probs": torch.full((300, 3), 1 / 3), "example_id": [f"q{i}" for i in range(300)]}
+    got = replace(Answers.from_predictive(predictive, torch.ones(300)), **told).tempered(2.5)
+    wanted = replace(Answers.from_predictive(predictive.tempered(2.5), torch.ones(300)), **told)
+    assert got.example_id == wanted.example_id
+    for name in ("probs", "label", "options", "true_probs", "total", "aleatoric"):
+        torch.testing.assert_close(getattr(got, name), getattr(wanted, name), atol=1e-12, rtol=0)
