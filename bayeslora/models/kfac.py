@@ -3,12 +3,12 @@ r"""Curvature of the answer's likelihood at every trainable linear map, collecte
 The Gauss-Newton matrix of N questions is :math:`G = \sum_n J_n^T \Lambda_n J_n` with the softmax's covariance
 :math:`\Lambda_n = R_n R_n^T` over the contrasts: the exact Fisher information, not an estimate from drawn labels. The
 rows :math:`\tilde J_n = R_n^T J_n` take one forward and C - 1 backward passes. Every parameter's block of G is
-approximated by itself, see :data:`APPROXIMATIONS`.
+approximated by itself, in one of :data:`STRUCTURES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, Protocol
 
@@ -19,12 +19,14 @@ from bayeslora.errors import RunError, UsageError
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.jacobian import Call, contrast_gradients, contrast_jacobian
 from bayeslora.posteriors.laplace.blocks import as_matrix
-from bayeslora.posteriors.laplace.diagonal import DiagonalBlock
-from bayeslora.posteriors.laplace.kronecker import KroneckerBlock, KroneckerSums
+from bayeslora.posteriors.laplace.diagonal import DiagonalBlock, DiagonalPosterior
+from bayeslora.posteriors.laplace.kronecker import KroneckerBlock, KroneckerPosterior, KroneckerSums
 from bayeslora.posteriors.laplace.softmax import softmax_root
 from bayeslora.types import AnswerBatch
 
 RANK = 32
+_SHARING = {"kfac_expand": "expand", "kfac_reduce": "reduce", "release": "release"}
+STRUCTURES = ("kfac", "ekfac", *_SHARING, "diag")
 
 
 class Sweep(Protocol):
@@ -34,6 +36,10 @@ class Sweep(Protocol):
         """Take in B questions; returns their logits ``[B, C]``."""
         ...
 
+    def blocks(self) -> dict[str, Any]:
+        """Every parameter's block, once all questions are in."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types from which ``load_state_dict`` goes on bit for bit."""
         ...
@@ -41,6 +47,57 @@ class Sweep(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state_dict`` described."""
         ...
+
+
+def sweeps(
+    structure: str,
+    shapes: Mapping[str, Sequence[int]],
+    rank: int | None = RANK,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Sweep]:
+    """The passes over the data that a structure takes; each is to see all questions before the next is asked for.
+
+    Args:
+        structure: ``kfac`` (:class:`KroneckerSweep`), ``ekfac`` (that and :class:`EigenSweep`), ``kfac_expand``,
+            ``kfac_reduce``, ``release`` (:class:`TokenSweep`) or ``diag`` (:class:`DiagonalSweep`).
+        shapes: Parameter name to its shape.
+        rank: Eigenpairs of a long side's factor; None for full factors.
+        device: Where the sums are kept.
+        dtype: Of the Jacobian.
+
+    Raises:
+        UsageError: another structure, a rank below 1.
+    """
+    if structure not in STRUCTURES:
+        raise UsageError(f"the structure is {structure!r}; allowed: {', '.join(STRUCTURES)}")
+    if structure == "diag":
+        yield DiagonalSweep(shapes, device, dtype)
+    elif structure in _SHARING:
+        yield TokenSweep(_SHARING[structure], shapes, rank, device)
+    else:
+        first = KroneckerSweep(shapes, rank, device, dtype)
+        yield first
+        if structure == "ekfac":
+            yield EigenSweep(first.blocks(), dtype)
+
+
+def gaussian(
+    sweep: Sweep, mean: Mapping[str, Tensor], precision: float | Mapping[str, float] = 1.0
+) -> KroneckerPosterior | DiagonalPosterior:
+    """The Gaussian that the last pass leads to.
+
+    Args:
+        sweep: The pass, with all questions in.
+        mean: The weights it was taken at; those without curvature are known for certain.
+        precision: Of the prior: one for all, or parameter name to value.
+
+    Raises:
+        UsageError: a precision that is not above 0.
+    """
+    family = DiagonalPosterior if isinstance(sweep, DiagonalSweep) else KroneckerPosterior
+    blocks = {name: block.to(torch.device("cpu"), torch.float64) for name, block in sweep.blocks().items()}
+    return family(mean, blocks, precision)
 
 
 class KroneckerSweep:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import UsageError
-from bayeslora.models.kfac import DiagonalSweep, EigenSweep, KroneckerSweep, TokenSweep
+from bayeslora.models.kfac import STRUCTURES, DiagonalSweep, EigenSweep, KroneckerSweep, TokenSweep, gaussian, sweeps
 from bayeslora.posteriors.laplace.blocks import Block
 from bayeslora.types import AnswerBatch
 from tests.conftest import label_token_batch, option_row_batch
@@ -18,7 +18,7 @@ from tests.models.test_jacobian import by_autograd, exact, trained
 from tests.models.toy_lora import LoRALinear, MeanPool, ToyModel, batch_of, lora_mlp
 
 TIGHT = {"atol": 1e-10, "rtol": 1e-10}
-SWEEPS = ["kfac", "ekfac", "expand", "reduce", "release", "diag"]
+SWEEPS = list(STRUCTURES)
 Blocks = dict[str, Any]
 
 
@@ -33,13 +33,9 @@ def run(sweep: Any, model: Any, batches: list[AnswerBatch]) -> Blocks:
 
 
 def blocks_of(kind: str, model: Any, batches: list[AnswerBatch], rank: int | None = None) -> Blocks:
-    shapes, double = shapes_of(model), torch.float64
-    if kind == "diag":
-        return run(DiagonalSweep(shapes, dtype=double), model, batches)
-    if kind in ("kfac", "ekfac"):
-        first = run(KroneckerSweep(shapes, rank, dtype=double), model, batches)
-        return first if kind == "kfac" else run(EigenSweep(first, double), model, batches)
-    return run(TokenSweep(kind, shapes, rank), model, batches)
+    for sweep in sweeps(kind, shapes_of(model), rank, dtype=torch.float64):
+        blocks = run(sweep, model, batches)
+    return blocks
 
 
 def dense(block: Block, shape: torch.Size) -> Tensor:
@@ -97,7 +93,7 @@ def test_what_each_approximation_keeps_of_the_dense_matrix(llama: str) -> None:
         assert errors[0] <= errors[1] * (1 + 1e-9)  # the best diagonal in this basis
 
 
-@pytest.mark.parametrize("kind", ["kfac", "ekfac", "expand", "reduce", "release"])
+@pytest.mark.parametrize("kind", ["kfac", "ekfac", "kfac_expand", "kfac_reduce", "release"])
 def test_one_question_with_one_token_is_exact(llama: str, kind: str) -> None:
     model, batch = exact(llama, ["lm_head"]), question(slice(0, 1))
     expected = gauss_newton(model, [batch])
@@ -106,7 +102,7 @@ def test_one_question_with_one_token_is_exact(llama: str, kind: str) -> None:
         torch.testing.assert_close(dense(blocks[name], shape), expected[name], **TIGHT)
 
 
-@pytest.mark.parametrize("kind", ["kfac", "ekfac", "reduce"])
+@pytest.mark.parametrize("kind", ["kfac", "ekfac", "kfac_reduce"])
 def test_tokens_that_are_averaged_before_a_linear_network_are_one_token(kind: str) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(LoRALinear(6, 6), MeanPool(), LoRALinear(6, 3)).double()
@@ -115,7 +111,7 @@ def test_tokens_that_are_averaged_before_a_linear_network_are_one_token(kind: st
     expected, found = gauss_newton(model, [batch]), blocks_of(kind, model, [batch])
     for name, shape in shapes_of(model).items():
         torch.testing.assert_close(dense(found[name], shape), expected[name], **TIGHT)
-    expanded = blocks_of("expand", model, [batch])
+    expanded = blocks_of("kfac_expand", model, [batch])
     name = "0.A.weight"
     assert not torch.allclose(dense(expanded[name], shapes_of(model)[name]), expected[name], rtol=0.05)
 
@@ -150,7 +146,7 @@ def test_permuted_options_have_the_same_curvature(llama: str, kind: str) -> None
     same(blocks_of(kind, model, [permuted]), blocks_of(kind, model, [batch]), model, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["kfac", "ekfac", "reduce"])
+@pytest.mark.parametrize("kind", ["kfac", "ekfac", "kfac_reduce"])
 def test_sketches_of_long_factors_are_exact_up_to_their_rank(llama: str, kind: str) -> None:
     model, batch = exact(llama, ["q_proj", "v_proj"]), question(slice(2, 4))
     full, sketched = (blocks_of(kind, model, [batch], rank) for rank in (None, 24))
@@ -163,7 +159,7 @@ def test_the_curvature_of_one_kind_is_that_of_the_dense_toy() -> None:
     """Two tokens or one: expand, reduce and the release agree where a question is one token."""
     model = ToyModel(lora_mlp(), torch.randn(12, 8, dtype=torch.float64))
     batch = batch_of(torch.arange(12), 3)
-    kinds = [blocks_of(kind, model, [batch]) for kind in ("expand", "reduce", "release")]
+    kinds = [blocks_of(kind, model, [batch]) for kind in ("kfac_expand", "kfac_reduce", "release")]
     for a, b in pairwise(kinds):
         same(a, b, model)
 
@@ -172,7 +168,7 @@ def test_an_encoders_rows_are_one_question(roberta: str) -> None:
     model = exact(roberta, ["query", "value"], readout="head")
     batch, wide = option_row_batch([3, 4, 2]), option_row_batch([3, 4, 2], extra_padding=5)
     expected = gauss_newton(model, [batch])
-    for kind in ("kfac", "diag", "reduce", "expand"):
+    for kind in ("kfac", "diag", "kfac_reduce", "kfac_expand"):
         found = blocks_of(kind, model, [batch])
         same(blocks_of(kind, model, [wide]), found, model, atol=1e-9, rtol=1e-9)
         for name in shapes_of(model):
@@ -200,7 +196,7 @@ def later(kind: str, model: Any, batch: AnswerBatch) -> Callable[[], Any]:
         bases = [blocks_of("kfac", model, [batch]), blocks_of("kfac", model, [batch, batch])]
         return lambda: EigenSweep(bases.pop(0), torch.float64)  # the second is given other eigenvectors
     makers = {"kfac": lambda: KroneckerSweep(shapes, 3), "diag": lambda: DiagonalSweep(shapes)}
-    return makers.get(kind, lambda: TokenSweep(kind, shapes, 3))
+    return makers.get(kind, lambda: next(sweeps(kind, shapes, 3)))
 
 
 @pytest.mark.parametrize("kind", SWEEPS)
@@ -222,6 +218,27 @@ def test_updates_return_the_logits(llama: str) -> None:
     model, batch = exact(llama, ["v_proj"]), question(slice(0, 4))
     for sweep in (KroneckerSweep(shapes_of(model)), TokenSweep("reduce", shapes_of(model))):
         torch.testing.assert_close(sweep.update(model, batch), model(batch).logits.detach())
+
+
+def test_a_structure_that_is_none_is_refused(llama: str) -> None:
+    with pytest.raises(UsageError, match=r"the structure is 'full'.*kfac, ekfac"):
+        next(sweeps("full", {}))
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_the_gaussian_of_some_sites_is_the_part_of_all(llama: str, kind: str) -> None:
+    model, batch = exact(llama, TARGETS), question(slice(0, 4))
+    shapes = {name: shape for name, shape in shapes_of(model).items() if "lm_head" in name}
+    rows = by_autograd(model, batch)
+    covariances = []
+    for wanted in (shapes_of(model), shapes):
+        for sweep in sweeps(kind, wanted, dtype=torch.float64):
+            sweep.update(model, batch)
+        posterior = gaussian(sweep, model.trainable(), 0.5)
+        zeroed = {name: own if name in shapes else torch.zeros_like(own) for name, own in rows.items()}
+        covariances.append(posterior.logit_covariance(zeroed))
+    assert posterior.mean().keys() == rows.keys()
+    torch.testing.assert_close(*covariances, **TIGHT)
 
 
 def test_a_rank_of_nothing_is_refused(llama: str) -> None:

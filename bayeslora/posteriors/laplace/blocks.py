@@ -36,6 +36,10 @@ class Block(Protocol):
         """The same block elsewhere: its basis in a dtype, its curvatures in float64."""
         ...
 
+    def scaled(self, factor: float) -> Self:
+        """The block with its curvatures times a factor."""
+        ...
+
     def rotate(self, matrices: Tensor) -> Tensor:
         r"""Coordinates :math:`U^T G V` ``[..., *values.shape]`` of matrices ``[..., o, i]``."""
         ...
@@ -81,6 +85,11 @@ class BlockGaussian(ABC, Generic[B]):
     def with_precision(self, precision: float | Mapping[str, float]) -> Self:
         """The posterior under another prior; the curvature stays what it is."""
         return type(self)(self._mean, self.blocks, precision)
+
+    def scaled(self, factor: float) -> Self:
+        """The posterior with curvatures and precisions times a factor: its covariance is divided by it."""
+        precision = {name: factor * value for name, value in self.precision.items()}
+        return type(self)(self._mean, {name: block.scaled(factor) for name, block in self.blocks.items()}, precision)
 
     def eigenvalues(self) -> dict[str, Tensor]:
         """Every parameter's curvatures, name to a vector, float64; those that are not listed are zero."""

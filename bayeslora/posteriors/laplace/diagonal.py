@@ -31,6 +31,10 @@ class DiagonalBlock:
         """The same block on another device."""
         return DiagonalBlock(self.values.to(device))
 
+    def scaled(self, factor: float) -> DiagonalBlock:
+        """The block with its curvatures times a factor."""
+        return DiagonalBlock(factor * self.values)
+
     def rotate(self, matrices: Tensor) -> Tensor:
         """The matrices themselves."""
         return matrices

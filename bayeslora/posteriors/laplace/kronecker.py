@@ -37,6 +37,10 @@ class KroneckerBlock:
         bases = (basis.to(device, dtype).contiguous() for basis in (self.left, self.right))
         return KroneckerBlock(self.values.to(device), *bases)
 
+    def scaled(self, factor: float) -> KroneckerBlock:
+        """The block with its curvatures times a factor."""
+        return KroneckerBlock(factor * self.values, self.left, self.right)
+
     def rotate(self, matrices: Tensor) -> Tensor:
         """Coordinates ``[..., k, l]`` of matrices ``[..., o, i]``, the longer side first."""
         if len(self.left) > len(self.right):

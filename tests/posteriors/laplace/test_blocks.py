@@ -105,6 +105,13 @@ def test_limits_of_the_priors_precision(kind: str) -> None:
     assert torch.linalg.eigvalsh(gap).min() > 0  # data only ever take variance away
 
 
+@KINDS
+def test_a_scaled_posterior_has_its_covariance_divided(kind: str) -> None:
+    posterior, rows = gaussian(kind), jacobian()
+    found, expected = posterior.scaled(4.0).logit_covariance(rows), posterior.logit_covariance(rows) / 4
+    torch.testing.assert_close(found, expected, **TIGHT)
+
+
 def vanishing(block: Any) -> Any:
     if isinstance(block, DiagonalBlock):
         return DiagonalBlock(torch.zeros_like(block.values))
