@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from bayeslora.callbacks.temperature import Temperature as Temperature
     from bayeslora.errors import RunError as RunError
     from bayeslora.errors import UsageError as UsageError
+    from bayeslora.lightning_modules.blob import BLoBModule as BLoBModule
+    from bayeslora.lightning_modules.c_lora import CLoRAModule as CLoRAModule
     from bayeslora.lightning_modules.lora import LoRAModule as LoRAModule
     from bayeslora.models.loading import Backbone as Backbone
     from bayeslora.models.loading import LoRA as LoRA
@@ -26,7 +28,9 @@ __version__ = "0.1.0"
 # Public name to module: imported when first asked for, so that `bayeslora --help` does not wait for torch.
 _PUBLIC = {
     "AnswerBatch": "bayeslora.types",
+    "BLoBModule": "bayeslora.lightning_modules.blob",
     "Backbone": "bayeslora.models.loading",
+    "CLoRAModule": "bayeslora.lightning_modules.c_lora",
     "LoRA": "bayeslora.models.loading",
     "LoRAModule": "bayeslora.lightning_modules.lora",
     "Predictions": "bayeslora.callbacks.predictions",

@@ -1,0 +1,206 @@
+"""C-LoRA (Rahmati et al., 2025): contextual low-rank adaptation, whose uncertainty depends on the question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora.errors import UsageError
+from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
+from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
+from bayeslora.models.contextual import CONTEXTS, INITS, ContextualSites
+from bayeslora.models.loading import Backbone, LoRA
+from bayeslora.models.noise import stream
+from bayeslora.posteriors.contextual import ContextualPosterior
+from bayeslora.posteriors.state import load_posterior
+from bayeslora.types import AnswerBatch, Predictive, Samples
+
+OPTIMISERS = ("one", "two")
+RELEASE_FACTOR = 1e-6  # on the KL, beside one over the number of sites
+
+
+class CLoRAModule(MultipleChoiceModule):
+    r"""LoRA with a random r x r matrix E between B and A, whose law a small network sets from the input.
+
+    The loss of a batch b is
+
+    .. math:: L = \frac{1}{|b|} \sum_{i \in b} -\log p(y_i \mid x_i, E) + w \sum_l KL(q(E^l \mid x) \| N(0, \beta^2))
+
+    under one draw of every E. A row's divergence is the mean over its real tokens. Its gradient reaches the contextual
+    modules alone: A and B follow the likelihood, as the paper has it. With N training questions, w is ``kl_weight / N``
+    (``constant``), or moves about that within every epoch (``cyclic``, see
+    :func:`~bayeslora.lightning_modules.kl_schedule.cyclic_share`). The paper's bound, the divergence once a question,
+    is ``kl_weight = N``. ``release`` is what its authors' code does: the sum over all tokens, padding included, times
+    1e-6 over the number of sites, in the release's own cycle, with a gradient that reaches A and B too.
+
+    Prediction averages ``samples`` draws of E in one pass, or takes its mean where ``samples`` is 0. The uncertainty of
+    a question is that of the E its own tokens ask for; ``context="free"`` takes this away (the paper's ablation FE).
+
+    Args:
+        backbone: The frozen base model; ``adapter`` may be the ``posterior/`` folder of a C-LoRA run.
+        lora: The trained low-rank update.
+        learning_rate: Peak learning rate of AdamW.
+        contextual_learning_rate: That of the contextual modules; None for the same, with ``two`` optimisers 0.01.
+        weight_decay: Decoupled weight decay of AdamW.
+        warmup: Fraction of all steps over which the learning rate rises from zero.
+        context: What E depends on: ``token`` (every token draws an E of its own), ``sequence`` (the mean over the row's
+            tokens), ``last`` (its last token), ``free`` (nothing).
+        width: Hidden width of a contextual module.
+        init: ``lora`` starts at plain LoRA, E the identity; ``release`` as the authors' code.
+        init_std: Standard deviation of E's entries at the start, with ``lora``; between 0 and 1.
+        beta: Standard deviation of the prior on E's entries.
+        kl_weight: Factor on the divergence.
+        kl_schedule: ``constant``, ``cyclic`` or ``release``.
+        nll_scale: Factor on the negative log-likelihood; the release doubles or quadruples it for some tasks.
+        optimisers: ``one``: AdamW for all. ``two``, as released: AdamW for A and B, SGD for the contextual modules,
+            both in one step.
+        samples: Number of draws of E at test time; 0 predicts with its mean.
+        coherent: A draw at test time is one function: the same noise for all questions and tokens.
+        support: What the loss normalises over; None takes what the data's protocol asks for.
+        chunk: How many samples to predict in one pass; None fits them to memory.
+        seed: Seeds initial weights and noise.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | None = None,
+        lora: LoRA | None = None,
+        learning_rate: float = 1e-4,
+        contextual_learning_rate: float | None = None,
+        weight_decay: float = 0.0,
+        warmup: float = 0.06,
+        context: str = "token",
+        width: int = 64,
+        init: str = "lora",
+        init_std: float = 0.05,
+        beta: float = 0.2,
+        kl_weight: float = 1.0,
+        kl_schedule: str = "constant",
+        nll_scale: float = 1.0,
+        optimisers: str = "one",
+        samples: int = 10,
+        coherent: bool = False,
+        support: str | None = None,
+        chunk: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, lora, learning_rate, weight_decay, warmup, support, chunk, seed)
+        _choice("context", context, CONTEXTS)
+        _choice("init", init, INITS)
+        _choice("kl_schedule", kl_schedule, (*KINDS, RELEASE))
+        _choice("optimisers", optimisers, OPTIMISERS)
+        _check("width", width, width >= 1, "1 or more")
+        _check("init_std", init_std, 0 < init_std < 1, "between 0 and 1")
+        _check("beta", beta, beta > 0, "above 0")
+        _check("kl_weight", kl_weight, kl_weight >= 0, "0 or more")
+        _check("nll_scale", nll_scale, nll_scale > 0, "above 0")
+        _check("samples", samples, samples >= 0, "0 (the mean of E) or more")
+        usual = 0.01 if optimisers == "two" else learning_rate
+        rate = usual if contextual_learning_rate is None else contextual_learning_rate
+        _check("contextual_learning_rate", rate, rate > 0, "above 0")
+        self.contextual_learning_rate, self.context, self.width = rate, context, width
+        self.init, self.init_std, self.beta = init, init_std, beta
+        self.kl_kind, self.kl_weight, self.nll_scale = kl_schedule, kl_weight, nll_scale
+        self.samples, self.coherent = samples, coherent
+        self.optimisers, self.automatic_optimization = optimisers, optimisers == "one"
+        self.contextual: ContextualSites = None  # type: ignore[assignment]  # until configure_model
+
+    def configure_model(self) -> None:
+        """Load the base and put LoRA and the contextual modules on it, once."""
+        if self.model is not None:
+            return
+        super().configure_model()
+        self.contextual = ContextualSites(self.model, self.context, self.width)
+        self.contextual.initialise(self.init, self.init_std, self.seed)
+        folder = self.backbone.adapter
+        if folder is not None and (Path(folder) / "posterior.json").exists():
+            saved = load_posterior(folder, self.model.base_fingerprint)
+            if isinstance(saved, ContextualPosterior):
+                self.load_state_dict(saved.parameters)
+
+    @property
+    def method(self) -> str:
+        """What a table calls this method."""
+        if self.base_only:
+            return BASE
+        name = "c_lora_fe" if self.context == "free" else "c_lora"
+        return f"{name}_{self.samples}" if self.samples else f"{name}_mean"
+
+    def posterior(self) -> ContextualPosterior:
+        """The current parameters, and the plain adapter with the mean of E in the empty context folded into A."""
+        parameters = self.trainable()
+        adapter = {name: value for name, value in parameters.items() if ".lora_E." not in name}
+        for name, module in self.contextual.modules.items():
+            down = name.removesuffix("lora_E") + "lora_A.weight"
+            adapter[down] = module.mean_at_zero() @ adapter[down].detach()
+        return ContextualPosterior(adapter, parameters)
+
+    # --- prediction ----------------------------------------------------------------------------------------------
+
+    def predictive(self, batch: AnswerBatch) -> Predictive:
+        """The average over ``samples`` draws of E, or the prediction at its mean."""
+        if self.samples == 0:
+            return super().predictive(batch)
+        draws = torch.arange(self.samples)
+        return self.sampled(batch, Samples(draws=draws, seed=stream(self.seed, "test"), coherent=self.coherent))
+
+    # --- training ------------------------------------------------------------------------------------------------
+
+    @property
+    def kl_schedule(self) -> KLSchedule:
+        """The weights of the divergence in this run."""
+        trainer: Any = self.trainer
+        if self.kl_kind == RELEASE:
+            factor = self.kl_weight * RELEASE_FACTOR / len(self.contextual)
+            batch_size = trainer.datamodule.batch_size
+            return KLSchedule.of_release(self.training_size, batch_size, trainer.world_size, factor)
+        return KLSchedule.over_epoch(self.kl_kind, trainer.num_training_batches, self.training_size, self.kl_weight)
+
+    def loss(self, batch: AnswerBatch) -> Tensor:
+        """Negative log-likelihood under one draw of E, and the weighted divergence from the prior."""
+        with self.contextual.recording():
+            nll = self.nll(batch, self.training_noise())
+        kl = self.contextual.divergence(batch.attention_mask, self.beta, self.kl_kind == RELEASE)
+        self.log("train/kl", kl.detach(), batch_size=len(batch))
+        return self.nll_scale * nll + self.kl_schedule.weight(self._micro_step) * kl
+
+    def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
+        """The loss of one micro-batch; with two optimisers, the step of both."""
+        loss = super().training_step(batch, batch_idx)
+        if not self.automatic_optimization:
+            adam, sgd = self.optimizers()  # type: ignore[misc, attr-defined]
+            self.manual_backward(loss)
+            adam.step()
+            step = self.trainer.strategy.optimizer_step  # not the trainer's own, which would count a second step
+            step(sgd.optimizer, lambda: None, self)
+            for optimiser, scheduler in zip((adam, sgd), self.lr_schedulers(), strict=True):  # type: ignore[arg-type]
+                optimiser.zero_grad()
+                scheduler.step()  # type: ignore[call-arg, union-attr]
+        return loss
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """A and B, and the contextual modules at their own learning rate."""
+        named = self.trainable().items()
+        plain = [parameter for name, parameter in named if ".lora_E." not in name]
+        contextual = [parameter for name, parameter in named if ".lora_E." in name]
+        return [{"params": plain}, {"params": contextual, "lr": self.contextual_learning_rate}]
+
+    def configure_optimizers(self) -> Any:
+        """AdamW for all; or AdamW for A and B, and SGD for the contextual modules, as released."""
+        if self.optimisers == "one":
+            return super().configure_optimizers()
+        plain, contextual = self.parameter_groups()
+        adam = torch.optim.AdamW([plain], lr=self.learning_rate, weight_decay=self.weight_decay, eps=1e-6)
+        return [self.scheduled(adam), self.scheduled(torch.optim.SGD([contextual]))]
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    _check(name, value, value in allowed, ", ".join(allowed))
+
+
+def _check(name: str, value: object, allowed: bool, what: str) -> None:
+    if not allowed:
+        raise UsageError(f"{name} is {value!r}; allowed: {what}")
