@@ -132,10 +132,10 @@ class CLoRAModule(MultipleChoiceModule):
     def posterior(self) -> ContextualPosterior:
         """The current parameters, and the plain adapter with the mean of E in the empty context folded into A."""
         parameters = self.trainable()
-        adapter = {name: value for name, value in parameters.items() if ".lora_E." not in name}
+        adapter = {name: value.detach() for name, value in parameters.items() if ".lora_E." not in name}
         for name, module in self.contextual.modules.items():
             down = name.removesuffix("lora_E") + "lora_A.weight"
-            adapter[down] = module.mean_at_zero() @ adapter[down].detach()
+            adapter[down] = module.mean_at_zero() @ adapter[down]
         return ContextualPosterior(adapter, parameters)
 
     # --- prediction ----------------------------------------------------------------------------------------------
