@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from bayeslora.callbacks.schedule import Schedule as Schedule
     from bayeslora.callbacks.swag import SWAG as SWAG
     from bayeslora.callbacks.temperature import Temperature as Temperature
+    from bayeslora.callbacks.tfb import TFB as TFB
     from bayeslora.errors import RunError as RunError
     from bayeslora.errors import UsageError as UsageError
     from bayeslora.lightning_modules.blob import BLoBModule as BLoBModule
     from bayeslora.lightning_modules.c_lora import CLoRAModule as CLoRAModule
+    from bayeslora.lightning_modules.ensemble import LoRAEnsemble as LoRAEnsemble
     from bayeslora.lightning_modules.lora import LoRAModule as LoRAModule
     from bayeslora.models.loading import Backbone as Backbone
     from bayeslora.models.loading import LoRA as LoRA
@@ -32,6 +34,7 @@ _PUBLIC = {
     "Backbone": "bayeslora.models.loading",
     "CLoRAModule": "bayeslora.lightning_modules.c_lora",
     "LoRA": "bayeslora.models.loading",
+    "LoRAEnsemble": "bayeslora.lightning_modules.ensemble",
     "LoRAModule": "bayeslora.lightning_modules.lora",
     "Predictions": "bayeslora.callbacks.predictions",
     "Predictive": "bayeslora.types",
@@ -41,6 +44,7 @@ _PUBLIC = {
     "Samples": "bayeslora.types",
     "SavedPosteriors": "bayeslora.callbacks.posterior",
     "Schedule": "bayeslora.callbacks.schedule",
+    "TFB": "bayeslora.callbacks.tfb",
     "Temperature": "bayeslora.callbacks.temperature",
     "UsageError": "bayeslora.errors",
     "load_posterior": "bayeslora.posteriors.state",

@@ -107,6 +107,10 @@ class MultipleChoiceModule(L.LightningModule):
         """Which of :meth:`weight_sets` still train."""
         return (0,)
 
+    def usable_members(self) -> tuple[int, ...]:
+        """Which of :meth:`weight_sets` have not failed."""
+        return (0,)
+
     def posterior(self) -> Posterior:
         """What training has found, as a run folder keeps it: here the current weights as a point."""
         return Point(self.trainable())
@@ -145,7 +149,9 @@ class MultipleChoiceModule(L.LightningModule):
 
     def validation_step(self, batch: AnswerBatch, batch_idx: int) -> None:
         """Negative log-likelihood and accuracy of the current weights on the validation questions."""
-        predictive = self.sampled(batch, None)
+        self._log_validation(self.sampled(batch, None), batch)
+
+    def _log_validation(self, predictive: Predictive, batch: AnswerBatch) -> None:
         self.val_nll.update(predictive.nll(batch.label).float())
         self.val_accuracy.update((predictive.probs.argmax(-1) == batch.label).float())
         self.log("val/nll", self.val_nll, prog_bar=True)

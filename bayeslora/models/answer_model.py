@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.models.fan_out import FanOut, fitting_chunk
+from bayeslora.models.members import joined, joined_state
 from bayeslora.models.sites import ADAPTER, SiteContext, plain_name
 from bayeslora.types import AnswerBatch, AnswerOutput, Samples
 
@@ -116,6 +118,24 @@ class AnswerModel(nn.Module):
                 parts.append(_unfold(self._read(batch, vocabulary), len(part)))
         return _concatenate(parts)
 
+    def forward_each(
+        self, batches: Sequence[AnswerBatch], samples: Samples, vocabulary: Vocabulary = "none"
+    ) -> AnswerOutput:
+        """Sample s answers the questions of batch s, all in one pass.
+
+        Args:
+            batches: S batches of equally many questions and rows.
+            samples: Their S functions.
+            vocabulary: Whether the log-sum-exp over the vocabulary, or its logits too, are wanted (label tokens only).
+
+        Returns:
+            Logits ``[S, B, C]``, C the largest option count of any batch.
+        """
+        left = self.readout == "label_token"
+        batch = joined(batches, left, getattr(self.network.config, "pad_token_id", None) or 0)
+        with self.fan_out.apart(joined_state(batches, batch, samples)):
+            return _unfold(self._read(batch, vocabulary), len(batches))
+
     @property
     def _bytes_per_token(self) -> int:
         config: Any = self.network.config
@@ -141,7 +161,7 @@ class AnswerModel(nn.Module):
         if one_row_each:
             inputs = {name: value[:, None] for name, value in inputs.items()}
         scores = _wide(self._base(**inputs).logits)
-        groups = self.context.state.groups
+        groups = self.fan_out.copies
         if not one_row_each:
             return scores.masked_fill(~batch.answer_mask.repeat(groups, 1), -torch.inf)
         logits = scores.new_full((groups, *batch.answer_mask.shape), -torch.inf)
@@ -151,8 +171,8 @@ class AnswerModel(nn.Module):
     def _answer(self, hidden: Tensor, batch: AnswerBatch, vocabulary: Vocabulary) -> AnswerOutput:
         """Answer logits ``[S * B, C]`` of the hidden states ``[S * B, D]`` at the answer position."""
         head = _Head(self._base.get_output_embeddings())
-        answer_ids = batch.answer_ids.repeat(self.context.state.groups, 1)
-        absent = ~batch.answer_mask.repeat(self.context.state.groups, 1)
+        answer_ids = batch.answer_ids.repeat(self.fan_out.copies, 1)
+        absent = ~batch.answer_mask.repeat(self.fan_out.copies, 1)
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = _wide(hidden)
             rows, place = answer_ids.unique(return_inverse=True)

@@ -34,20 +34,32 @@ class FanOut:
         self.layers = _find_layers(trunk)
         self._names = {id(module): plain for plain, module in _layer_names(trunk, self.layers)}
         self._rows, self._first = 0, len(self.layers)
+        self.copies = 1  # how many times the batch's rows leave the trunk
         for index, layer in enumerate(self.layers):
             layer.register_forward_pre_hook(self._hook(index), with_kwargs=True)
 
     @contextmanager
     def active(self, batch: AnswerBatch, samples: Samples | None) -> Iterator[None]:
         """Within the block, the trunk fed with the batch's R rows leaves its last layer with S * R rows."""
-        rows = len(batch.input_ids)
-        previous = self._rows, self._first
-        self._rows, self._first = rows, self._first_sampled(samples)
+        state = site_state(batch, samples)
+        with self._passing(state, len(batch.input_ids), self._first_sampled(samples), state.groups):
+            yield
+
+    @contextmanager
+    def apart(self, state: SiteState) -> Iterator[None]:
+        """Within the block, the rows that are fed are in groups already: row group s meets weight set s."""
+        with self._passing(state, 0, len(self.layers), 1):
+            yield
+
+    @contextmanager
+    def _passing(self, state: SiteState, rows: int, first: int, copies: int) -> Iterator[None]:
+        previous = self._rows, self._first, self.copies
+        self._rows, self._first, self.copies = rows, first, copies
         try:
-            with self.context.using(site_state(batch, samples)):
+            with self.context.using(state):
                 yield
         finally:
-            self._rows, self._first = previous
+            self._rows, self._first, self.copies = previous
 
     def expand(self, tensor: Tensor) -> Tensor:
         """``[R, ...]`` repeated to ``[S * R, ...]``; anything else is returned as it is."""

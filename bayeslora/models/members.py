@@ -1,0 +1,138 @@
+"""Members of an ensemble in one model: stacked parameters, and batches of their own in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from bayeslora.errors import UsageError
+from bayeslora.models.noise import positions_from_last, row_keys
+from bayeslora.models.sites import SiteLinear, SiteState, plain_name
+from bayeslora.types import AnswerBatch, Samples
+
+
+def stack_members(network: nn.Module, count: int) -> None:
+    """Replace every trainable parameter ``[*shape]`` by ``count`` copies of it, ``[count, *shape]``, of the same name.
+
+    Raises:
+        UsageError: a trainable parameter that is not a linear map's.
+    """
+    stacked = set()
+    for module in network.modules():
+        if isinstance(module, SiteLinear):
+            for kind, own in list(module.named_parameters(recurse=False)):
+                setattr(module, kind, nn.Parameter(own.detach().expand(count, *own.shape).clone()))
+                stacked.add(id(getattr(module, kind)))
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad and id(parameter) not in stacked:
+            raise UsageError(f"{plain_name(name)} is trained and no linear map's; allowed in an ensemble: LoRA, heads")
+
+
+def joined(batches: Sequence[AnswerBatch], left: bool, pad_id: int) -> AnswerBatch:
+    """S batches of B questions as one of S * B, the rows and questions of the first batch first.
+
+    Args:
+        batches: Of equally many questions and equally many rows.
+        left: Whether rows are padded on the left.
+        pad_id: Token to pad with.
+
+    Raises:
+        ValueError: the batches differ in their numbers of questions or rows.
+    """
+    sizes = {(len(batch), len(batch.input_ids)) for batch in batches}
+    if len(sizes) != 1:
+        raise ValueError(f"batches of one pass must have equally many questions and rows; given {sorted(sizes)}")
+    options = max(batch.answer_ids.shape[1] for batch in batches)
+
+    def rows(tensors: Sequence[Tensor], value: int = 0) -> Tensor:
+        width = max(tensor.shape[1] for tensor in tensors)
+        gaps = [width - tensor.shape[1] for tensor in tensors]
+        return torch.cat(
+            [pad(t, (gap, 0) if left else (0, gap), value=value) for t, gap in zip(tensors, gaps, strict=True)]
+        )
+
+    def columns(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([pad(tensor, (0, options - tensor.shape[1])) for tensor in tensors])
+
+    types = [batch.token_type_ids for batch in batches if batch.token_type_ids is not None]
+    return AnswerBatch(
+        input_ids=rows([batch.input_ids for batch in batches], pad_id),
+        attention_mask=rows([batch.attention_mask for batch in batches]),
+        example_of_row=torch.cat([batch.example_of_row + index * len(batch) for index, batch in enumerate(batches)]),
+        option_of_row=torch.cat([batch.option_of_row for batch in batches]),
+        answer_ids=columns([batch.answer_ids for batch in batches]),
+        answer_mask=columns([batch.answer_mask for batch in batches]),
+        label=torch.cat([batch.label for batch in batches]),
+        example_id=torch.cat([batch.example_id for batch in batches]),
+        dataset=batches[0].dataset,
+        token_type_ids=rows(types) if types else None,
+    )
+
+
+def joined_state(batches: Sequence[AnswerBatch], batch: AnswerBatch, samples: Samples) -> SiteState:
+    """The state of the sites for a pass in which sample s meets batch s.
+
+    Args:
+        batches: The S batches.
+        batch: The same, joined.
+        samples: The S samples; a row's noise is what it would be were its sample and batch alone.
+    """
+    keys = positions = None
+    if samples.draws is not None:
+        keys = torch.cat([row_keys(one, samples[s : s + 1]) for s, one in enumerate(batches)])
+        positions = positions_from_last(batch.attention_mask)
+    return SiteState(len(samples), samples.weights, keys, positions, samples.perturbations, mask=batch.attention_mask)
+
+
+def product_norms(parameters: Mapping[str, Tensor]) -> Tensor:
+    r"""Squared size of every member's update, :math:`\sum_l \|B_l A_l\|_F^2`, ``[M]``.
+
+    By Gram matrices of r x r numbers, :math:`\|BA\|_F^2 = tr((B^T B)(A A^T))`, so that no product is ever formed.
+
+    Args:
+        parameters: Stacked A ``[M, r, in]`` and B ``[M, out, r]`` by peft's names; others are left out.
+    """
+    norms = []
+    for name, down in parameters.items():
+        if ".lora_A." in name:
+            up = parameters[name.replace(".lora_A.", ".lora_B.")]
+            with torch.autocast(down.device.type, enabled=False):
+                norms.append(((up.mT @ up) * (down @ down.mT)).sum((-2, -1)))
+    return torch.stack(norms).sum(0)
+
+
+def backpropagated(losses: Sequence[Callable[[], Tensor]], parameters: Sequence[Tensor]) -> Tensor:
+    """The sum of some losses, whose gradients are computed one loss after another, so that one graph is held at a time.
+
+    Args:
+        losses: Functions that compute a loss.
+        parameters: All that the losses are to be differentiated by.
+
+    Returns:
+        A scalar; its backward pass hands out the gradients that are there already.
+    """
+    total, sums = torch.zeros((), device=parameters[0].device), [torch.zeros_like(p) for p in parameters]
+    for one in losses:
+        loss = one()
+        for own, gradient in zip(sums, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+            if gradient is not None:
+                own.add_(gradient)
+        total = total + loss.detach()
+    return _Backpropagated.apply(total, sums, *parameters)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Backpropagated(torch.autograd.Function):
+    """A loss whose gradients are known."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> Any:
+        return None, None, *(scale * gradient for gradient in ctx.saved_tensors)
