@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from contest import fit, loader_of, rates, throughput
-from measure import MIB, Alternate, Meter, machine, quiet, ratios, spread
+from measure import MIB, Alternate, Meter, machine, quiet, ratios, resident, spread
 from plain_loop import PlainLoop
 from torch import nn
 
@@ -140,12 +140,6 @@ def peak_of(side: str, folder: str, data: ARCDataModule) -> tuple[int, int]:
         fit(module, MEMORY_STEPS, device(), [], train_dataloaders=loader_of(longest, BATCH))
     peak = resident("VmHWM")
     return peak, peak - before
-
-
-def resident(what: str = "VmRSS") -> int:
-    """Resident bytes of this process, now or at most (``VmHWM``); ru_maxrss would start at its parent's size."""
-    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields[what].split()[0]) * 1024
 
 
 def dropout(folder: str, options: argparse.Namespace) -> None:

@@ -127,6 +127,12 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
+def resident(what: str = "VmRSS") -> int:
+    """Resident bytes of this process, now or at most (``VmHWM``); ru_maxrss would start at its parent's size."""
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields[what].split()[0]) * 1024
+
+
 def machine() -> str:
     """Processor, accelerator, load and versions, in lines."""
     info = Path("/proc/cpuinfo")
