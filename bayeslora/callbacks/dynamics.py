@@ -15,7 +15,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from bayeslora.callbacks.posterior import trainable_of
+from bayeslora.callbacks.posterior import weight_sets
 from bayeslora.callbacks.predictions import Predictions
 from bayeslora.datamodules.multiple_choice import VALIDATION, MultipleChoiceDataModule
 from bayeslora.errors import UsageError
@@ -117,7 +117,7 @@ class Dynamics(L.Callback):
 
     def _record(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write an epoch, unless it is there."""
-        epoch, digest = _epochs(trainer), _digest(trainable_of(pl_module))
+        epoch, digest = _epochs(trainer), _digest(weight_sets(pl_module))
         file = self.folder(trainer) / f"epoch-{epoch:03d}.parquet"
         record = file.with_suffix(".json")
         if record.is_file() and file.is_file() and json.loads(record.read_text())["weights"] == digest:
@@ -181,11 +181,11 @@ def _aside(pl_module: L.LightningModule) -> Iterator[None]:
 
 
 def _members(pl_module: Any) -> tuple[list[int], Tensor]:
-    """Ids of the members and the inner products of their updates; one member where a module has one set of weights."""
-    if not hasattr(pl_module, "member_parameters"):
-        return [0], product_gram([trainable_of(pl_module)])
-    ids = list(pl_module.member_ids)
-    return ids, product_gram([pl_module.member_parameters(index) for index in range(len(ids))])
+    """Ids of the members that predict, 0 for a single network, and the inner products of their updates."""
+    networks = weight_sets(pl_module)
+    ids = getattr(pl_module, "member_ids", range(len(networks)))
+    usable = pl_module.usable_members() if hasattr(pl_module, "usable_members") else range(len(networks))
+    return [ids[place] for place in usable], product_gram([networks[place] for place in usable])
 
 
 def _epochs(trainer: L.Trainer) -> int:
@@ -193,12 +193,13 @@ def _epochs(trainer: L.Trainer) -> int:
     return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
 
 
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    """Tells one set of weights from another."""
+def _digest(networks: Sequence[Mapping[str, Tensor]]) -> str:
+    """Tells one state of the weights from another."""
     digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    for weights in networks:
+        for name, value in sorted(weights.items()):
+            digest.update(name.encode())
+            digest.update(value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
