@@ -19,6 +19,7 @@ commands:
   validate   accuracy and likelihood on the validation questions
   predict    predict the test sets without metrics; writes predict/predictions.parquet
   compare    one table and its plots of many runs: bayeslora compare RUN [RUN ...]
+  tfb        make any LoRA adapter Bayesian without training: bayeslora tfb --adapter DIR -c CONFIG
   dynamics   what an ensemble knew, doubted and forgot, epoch by epoch: bayeslora dynamics RUN
 
 configuration files combine from left to right, options of the command line come last:
@@ -74,7 +75,11 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from bayeslora.dynamics import main as dynamics
 
         return lambda args: dynamics(args[1:])
-    raise UsageError(f"unknown command {name!r}; allowed: fit, test, validate, predict, compare, dynamics")
+    if name == "tfb":
+        from bayeslora.tfb_command import main as tfb
+
+        return lambda args: tfb(args[1:])
+    raise UsageError(f"unknown command {name!r}; allowed: fit, test, validate, predict, compare, dynamics, tfb")
 
 
 def _fail(error: Exception, status: int) -> int:

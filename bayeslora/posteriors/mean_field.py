@@ -44,7 +44,7 @@ class MeanField:
 
     def __init__(self, mean: Mapping[str, Tensor], std: Mapping[str, Tensor]) -> None:
         check_same_parameters(std, {name: mean[name] for name in std if name in mean}, "the standard deviations")
-        self._mean = {name: tensor.detach().cpu() for name, tensor in mean.items()}
+        self._mean = {name: tensor.detach().cpu().clone() for name, tensor in mean.items()}
         self._std = {name: std[name].detach().cpu().float() for name in self._mean if name in std}
         for name, value in self._std.items():
             if not (value >= 0).all():

@@ -28,7 +28,9 @@ FAMILIES = {
     "mean_field": "bayeslora.posteriors.mean_field:MeanField",
     "point": "bayeslora.posteriors.point:Point",
     "mixture": "bayeslora.posteriors.mixture:Mixture",
+    "tfb": "bayeslora.posteriors.tfb:TFBPosterior",
     "swag": "bayeslora.posteriors.swag:SWAGPosterior",
+    "laplace_full": "bayeslora.posteriors.laplace.full:FullPosterior",
     "laplace_kronecker": "bayeslora.posteriors.laplace.kronecker:KroneckerPosterior",
     "laplace_diagonal": "bayeslora.posteriors.laplace.diagonal:DiagonalPosterior",
 }

@@ -1,0 +1,262 @@
+"""TFB: finds, without training, how much noise a fine-tuned adapter bears, and predicts with that noise."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import move_data_to_device
+from torch import Tensor
+
+from bayeslora.callbacks.posterior import PosteriorCallback, bank_predictor, weight_sets
+from bayeslora.errors import UsageError
+from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
+from bayeslora.lightning_modules.prediction import LogitsFn, Predict
+from bayeslora.posteriors.state import load_posterior, save_posterior
+from bayeslora.posteriors.tfb import TFBPosterior, largest_accepted
+from bayeslora.types import Predictive
+
+SOURCES = ("train", "validation")
+_FILE = "posterior.json"
+
+
+class TFB(PosteriorCallback):
+    r"""Training-free Bayesianisation of a LoRA adapter (Shi et al., 2024).
+
+    The noise is :class:`~bayeslora.posteriors.tfb.TFBPosterior`'s: isotropic in the column space of every update. Its
+    one scale :math:`\sigma` is the largest for which the averaged prediction of the samples still says what the adapter
+    itself says of some anchor questions, whose labels are not looked at:
+
+    .. math:: |\ell(\sigma) - \ell(0)| \le \text{tolerance} \cdot \ell(0), \qquad
+        \ell(\sigma) = -\frac{1}{n} \sum_i \log \frac{1}{S} \sum_s p_s(\hat y_i \mid x_i), \quad
+        \hat y_i = \arg\max_c p(c \mid x_i)
+
+    by bisection, with the same S draws of :math:`\epsilon` for every :math:`\sigma` and in the prediction. It is found
+    when training ends, or before the first test: on whatever adapter the module has then. A fit that is kept in
+    ``posterior/`` is used again if the adapter and the options are the same.
+
+    With ``per_layer`` every layer has a scale of its own: the largest that layer bears alone under an equal share of
+    the tolerance, then all of them times the largest common factor under the whole of it.
+
+    Args:
+        tolerance: Relative change of the loss that is accepted; 0.003 as published.
+        anchors: Number of anchor questions, rounded up to whole batches.
+        source: Where they come from: ``train`` as published, or ``validation``.
+        bounds: Where :math:`\sigma` is expected; moved by factors of two where it lies elsewhere.
+        iterations: Halvings of that interval.
+        per_layer: A scale for every layer.
+        samples: Number S of weight samples.
+        predict: ``samples`` or ``linearised``.
+        dropout: Give every sample a dropout draw of its own as well.
+        seed: Seeds the samples; None takes the module's ``seed``, or 0.
+        logits_fn: For modules that are not of this package: ``(module, batch)`` to logits ``[B, C]``.
+        loader: Batches of anchor questions, where the trainer has no DataModule of this package.
+
+    Raises:
+        UsageError: options that are not allowed.
+    """
+
+    def __init__(
+        self,
+        tolerance: float = 0.003,
+        anchors: int = 500,
+        source: str = "train",
+        bounds: tuple[float, float] = (0.001, 0.015),
+        iterations: int = 5,
+        per_layer: bool = False,
+        samples: int = 10,
+        predict: str = "samples",
+        dropout: bool = False,
+        seed: int | None = None,
+        logits_fn: LogitsFn | None = None,
+        loader: Iterable[Any] | None = None,
+    ) -> None:
+        if predict is None:
+            raise UsageError("TFB's predict is none; allowed: samples, linearised")
+        super().__init__(samples, predict, dropout, seed, logits_fn)
+        if source not in SOURCES:
+            raise UsageError(f"TFB's source is {source!r}; allowed: {', '.join(SOURCES)}")
+        if not tolerance > 0 or anchors < 1 or iterations < 0 or not 0 < bounds[0] < bounds[1]:
+            raise UsageError(
+                f"TFB's tolerance is {tolerance}, anchors {anchors}, iterations {iterations}, bounds {tuple(bounds)}; "
+                "allowed: above 0, 1 or more, 0 or more, two rising numbers above 0"
+            )
+        self.tolerance, self.anchors, self.source = tolerance, anchors, source
+        self.bounds, self.iterations, self.per_layer, self.loader = bounds, iterations, per_layer, loader
+        self._posterior: TFBPosterior | None = None
+
+    @property
+    def posterior(self) -> TFBPosterior | None:
+        """The posterior that was found."""
+        return self._posterior
+
+    # --- when --------------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget what was found for an adapter that training will change."""
+        self._posterior = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find the noise that the trained adapter bears."""
+        self._posterior = self._find(trainer, pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the fit that is kept for this adapter, or find the noise now; claim the prediction path.
+
+        Raises:
+            UsageError: a bare base, no LoRA, or no anchor questions.
+            RunError: no noise is accepted, or any.
+        """
+        if not getattr(pl_module, "base_only", False):  # which is refused below
+            self._posterior = self._kept(trainer, pl_module) or self._find_and_keep(trainer, pl_module)
+        super().on_test_start(trainer, pl_module)
+
+    on_predict_start = on_test_start
+
+    def _kept(self, trainer: L.Trainer, pl_module: L.LightningModule) -> TFBPosterior | None:
+        """A posterior that was found with these options for the adapter as it is now."""
+        options, mean = self._options(pl_module), _adapter(pl_module)
+        folder = Path(trainer.default_root_dir) / "posterior"
+        stored = [load_posterior(place) for place in (folder, folder / "tfb") if (place / _FILE).exists()]
+        for found in [self._posterior, *stored]:
+            if isinstance(found, TFBPosterior) and found.record.get("options") == options and _same(found.mean(), mean):
+                return found
+        return None
+
+    def _find_and_keep(self, trainer: L.Trainer, pl_module: L.LightningModule) -> TFBPosterior:
+        """Find the noise; keep it beside what training has left in ``posterior/``."""
+        found = self._find(trainer, pl_module)
+        if isinstance(pl_module, MultipleChoiceModule) and trainer.is_global_zero:
+            folder, model = Path(trainer.default_root_dir) / "posterior" / "tfb", pl_module.model
+            save_posterior(found, folder, model.adapter_config, model.base_fingerprint)
+        return found
+
+    def _options(self, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What sigma depends on, as plain values."""
+        names = ("tolerance", "anchors", "source", "iterations", "per_layer", "samples", "predict", "dropout")
+        seed = getattr(pl_module, "seed", 0) if self.seed is None else self.seed
+        return {**{name: getattr(self, name) for name in names}, "bounds": list(self.bounds), "seed": seed}
+
+    # --- the search --------------------------------------------------------------------------------------------------
+
+    def _find(self, trainer: L.Trainer, pl_module: L.LightningModule) -> TFBPosterior:
+        mode = pl_module.training
+        pl_module.eval()  # for modules of others; those of this package have no noise that is not asked for
+        with torch.no_grad():
+            found = self._search(trainer, pl_module)
+        pl_module.train(mode)
+        return found
+
+    def _search(self, trainer: L.Trainer, pl_module: L.LightningModule) -> TFBPosterior:
+        start = TFBPosterior.around(_adapter(pl_module))
+        anchors = _Anchors(trainer, pl_module, list(self._batches(trainer)))
+        bank = {name: value[None] for name, value in start.mean().items()}
+        anchors.label(bank_predictor(pl_module, bank, self.logits_fn))
+        plain = anchors.plain_loss
+
+        def change(sigma: float | Mapping[str, float]) -> float:
+            loss = anchors.loss(self._predictor(pl_module, start.scaled(sigma)))
+            return abs(loss - plain) / plain if plain > 0 else float(loss > 0) * float("inf")
+
+        sigma: float | dict[str, float]
+        if self.per_layer:
+            sigma = self._by_layer(start, change)
+        else:
+            sigma = largest_accepted(lambda s: change(s) <= self.tolerance, *self.bounds, self.iterations)
+        record = {
+            "options": self._options(pl_module),
+            "n_anchors": anchors.count,
+            "loss": plain,
+            "change": change(sigma),
+        }
+        return start.scaled(sigma, record)
+
+    def _by_layer(self, start: TFBPosterior, change: Any) -> dict[str, float]:
+        """Every layer's largest scale under a share of the tolerance, times the largest factor under all of it."""
+        layers: dict[str, list[str]] = {}
+        for name in start.sigma:
+            layer = re.search(r"\.\d+\.", name)
+            layers.setdefault(layer[0] if layer else name, []).append(name)
+        share, each = self.tolerance / len(layers), dict[str, float]()
+
+        def alone(names: list[str]) -> float:
+            return largest_accepted(
+                lambda sigma: change(dict.fromkeys(names, sigma)) <= share, *self.bounds, self.iterations
+            )
+
+        for names in layers.values():
+            each |= dict.fromkeys(names, alone(names))
+
+        def times(factor: float) -> dict[str, float]:
+            return {name: factor * value for name, value in each.items()}
+
+        return times(largest_accepted(lambda f: change(times(f)) <= self.tolerance, 0.5, 2.0, self.iterations))
+
+    def _batches(self, trainer: L.Trainer) -> Iterator[Any]:
+        """Anchor questions, batch by batch."""
+        if self.loader is not None:
+            yield from self.loader
+            return
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        name = "train_eval_dataloader" if self.source == "train" else "val_dataloader"
+        if not hasattr(datamodule, name):
+            raise UsageError("TFB finds no anchor questions: the DataModule is not of this package; give it loader=...")
+        loader = getattr(datamodule, name)()
+        wanted = math.ceil(self.anchors / trainer.world_size / datamodule.eval_batch_size)
+        every = max(1, len(loader) // wanted)  # they are ordered by length: take them from all along it
+        yield from islice(loader, 0, wanted * every, every)
+
+
+class _Anchors:
+    """Questions with the labels that the adapter itself gives them, and the loss of a prediction on them."""
+
+    def __init__(self, trainer: L.Trainer, pl_module: L.LightningModule, batches: list[Any]) -> None:
+        self._reduce = trainer.strategy.reduce
+        self._device = pl_module.device
+        self._batches = batches
+        self._labels: list[Tensor] = []
+        self.plain_loss, self.count = 0.0, 0
+
+    def label(self, predict: Predict) -> None:
+        """Take the most probable option of every question for its label."""
+        plain = list(self._predictions(predict))
+        self._labels = [predictive.log_mean.argmax(-1) for predictive in plain]
+        count = torch.tensor(float(sum(map(len, self._labels))), device=self._device)
+        self.count = int(self._reduce(count, reduce_op="sum"))
+        if self.count == 0:
+            raise UsageError("TFB has no anchor questions; give the data a training or validation split")
+        self.plain_loss = self._mean(plain)
+
+    def loss(self, predict: Predict) -> float:
+        """Mean negative log-likelihood of the labels, over all processes."""
+        return self._mean(self._predictions(predict))
+
+    def _mean(self, predictives: Iterable[Predictive]) -> float:
+        losses = [p.nll(label).sum() for p, label in zip(predictives, self._labels, strict=True)]
+        total = torch.stack(losses).sum() if losses else torch.zeros((), dtype=torch.float64, device=self._device)
+        return float(self._reduce(total, reduce_op="sum")) / self.count
+
+    def _predictions(self, predict: Predict) -> Iterator[Predictive]:
+        for batch in self._batches:
+            yield predict(move_data_to_device(batch, self._device))
+
+
+def _adapter(pl_module: L.LightningModule) -> dict[str, Tensor]:
+    sets = weight_sets(pl_module)
+    if len(sets) > 1:
+        raise UsageError(
+            f"TFB works on one adapter, {type(pl_module).__name__} trains {len(sets)}; use one of its folders"
+        )
+    return sets[0]
+
+
+def _same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    if first.keys() != second.keys():
+        return False
+    return all(torch.equal(value, second[name].detach().to(value.device)) for name, value in first.items())
