@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from bayeslora.callbacks.dynamics import Dynamics
 from bayeslora.datamodules.jsonl import JSONLDataModule
 from bayeslora.errors import UsageError
+from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.lightning_modules.lora import LoRAModule
 from bayeslora.models.loading import LoRA
 from bayeslora.predictions import read_predictions
+from bayeslora.types import Samples
 from tests.test_resume import questions
 
 QUIET: dict[str, Any] = {
@@ -34,9 +37,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return questions(tmp_path_factory.mktemp("dynamics") / "data")
 
 
-def fit(source: Path, root: Path, epochs: int, *callbacks: L.Callback, ckpt: Path | None = None) -> LoRAModule:
+def fit(
+    source: Path, root: Path, epochs: int, *callbacks: L.Callback, ckpt: Path | None = None, kind: Any = LoRAModule
+) -> Any:
     torch.manual_seed(0)
-    module = LoRAModule(lora=LoRA(r=4, alpha=8, dropout=0.1), learning_rate=2e-3, warmup=0, seed=5)
+    module = kind(lora=LoRA(r=4, alpha=8, dropout=0.1), learning_rate=2e-3, warmup=0, seed=5)
     saving = ModelCheckpoint(root / "kept", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     options = {"max_epochs": epochs, "use_distributed_sampler": False, "default_root_dir": root}
     trainer = L.Trainer(callbacks=[*callbacks, saving], **options, **QUIET)
@@ -136,6 +141,57 @@ def test_what_cannot_be_is_said_in_a_line(source: Path, tmp_path: Path) -> None:
             Dynamics(every=every)
     with pytest.raises(UsageError, match=r"datasets are \['tset'\]; allowed: .*, validation"):
         fit(source, tmp_path, 1, Dynamics(datasets=["tset"]))
+
+
+# --- ensembles -------------------------------------------------------------------------------------------------------
+
+TRIO = partial(LoRAEnsemble, members=[4, 0, 7])
+
+
+def test_an_ensemble_starts_as_one_function_and_its_members_part(source: Path, tmp_path: Path) -> None:
+    alone = fit(source, tmp_path / "without", 2, kind=TRIO).state_dict()
+    module = fit(source, tmp_path, 2, Dynamics(), kind=TRIO)
+    assert all(torch.equal(value, alone[name]) for name, value in module.state_dict().items())
+    folder = tmp_path / "dynamics"
+    base, end = (read_predictions(folder / f"epoch-00{epoch}.parquet").datasets["validation"] for epoch in (0, 2))
+    assert torch.equal(base.members, base.members[:, :1].expand(-1, 3, -1))
+    assert base.epistemic.max() == 0
+    assert end.epistemic.mean() > 0
+    record = json.loads((folder / "epoch-002.json").read_text())
+    assert record["members"] == [4, 0, 7]
+    products = [_products(module.member_parameters(place)) for place in range(3)]
+    wanted = torch.stack(products) @ torch.stack(products).T
+    torch.testing.assert_close(torch.tensor(record["gram"]).double(), wanted.double(), rtol=1e-4, atol=1e-9)
+    assert 0 < record["cosine"][0][1] < 1
+    for place in range(3):  # a member's predictions are those of its own adapter
+        weights = {name: value[place : place + 1] for name, value in module.trainable().items()}
+        for batch in module.trainer.datamodule.val_dataloader():
+            with torch.no_grad():
+                probs = module.sampled(batch, Samples(weights)).probs
+            torch.testing.assert_close(end.members[batch.example_id, place], probs.double(), rtol=1e-4, atol=1e-5)
+
+
+def _products(member: dict[str, Tensor]) -> Tensor:
+    downs = [name for name in member if "lora_A" in name]
+    return torch.cat([(member[name.replace("lora_A", "lora_B")] @ member[name]).flatten() for name in downs])
+
+
+def test_members_that_fail_leave_the_files_of_later_epochs(source: Path, tmp_path: Path) -> None:
+    fit(source, tmp_path, 2, Dynamics(datasets=["validation"]), Poison(), kind=TRIO)
+    folder = tmp_path / "dynamics"
+    records = [json.loads((folder / f"epoch-00{epoch}.json").read_text()) for epoch in range(3)]
+    assert [record["members"] for record in records] == [[4, 0, 7], [4, 0, 7], [4, 7]]
+    assert len(records[2]["cosine"]) == 2
+    assert read_predictions(folder / "epoch-002.parquet").datasets["validation"].n_members == 2
+
+
+class Poison(L.Callback):
+    """Makes the second member's loss infinite in the second epoch."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            for value in pl_module.member_parameters(1).values():
+                value.fill_(torch.inf)
 
 
 # --- modules and data of another kind --------------------------------------------------------------------------------
