@@ -43,14 +43,18 @@ def load_training(
             raise UsageError(f"labels is {labels}; allowed with {benchmark.name}: 2 to {len(pool)}")
         return divide([pool[i] for i in permutation(len(pool), seed, "labels")[:labels]], seed)
     if splits.validation is None:
-        return divide(pool, seed)
+        return (pool[: -fifth(pool)], pool[-fifth(pool) :]) if splits.in_order else divide(pool, seed)
     return pool, load_split(benchmark, splits.validation, protocol, data_dir)
+
+
+def fifth(pool: Sequence[Question]) -> int:
+    """A fifth of the number of questions, rounded up."""
+    return -(-len(pool) // 5)
 
 
 def divide(pool: Sequence[Question], seed: int) -> Divided:
     """A seeded four fifths to train on and one fifth (rounded up) to validate on, each in its original order."""
-    n_validation = -(-len(pool) // 5)
-    chosen = set(permutation(len(pool), seed, "validation")[:n_validation])
+    chosen = set(permutation(len(pool), seed, "validation")[: fifth(pool)])
     rest = [question for i, question in enumerate(pool) if i not in chosen]
     return rest, [question for i, question in enumerate(pool) if i in chosen]
 

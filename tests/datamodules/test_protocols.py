@@ -57,6 +57,7 @@ GOLDEN = {
     ),
     ("lora_ensembles", "mmlu"): "Q: 1+1?\nAnswer Choices:\n(a) 2\n(b) 3\n(c) 4.\n(d) five\nA: (",
 }
+GOLDEN |= {("laplace_lora_val", task): text for (name, task), text in GOLDEN.items() if name == "laplace_lora"}
 LABELS = {
     ("default", "arc"): "ABCD",
     ("default", "boolq"): "AB",
@@ -111,7 +112,11 @@ def test_label_tokens_of_the_real_tokenizers(protocol: str, task: str, name: str
     space = "" if protocol == "lora_ensembles" else "▁"
     labels = get_protocol(protocol).labels(task, TASKS[task])
     assert tokenizer.convert_ids_to_tokens(list(encoded.answers)) == [space + label for label in labels]
-    eos = (protocol, task) in {("laplace_lora", "boolq"), ("blob", "boolq"), ("blob", "winogrande")}
+    eos = (protocol.removesuffix("_val"), task) in {
+        ("laplace_lora", "boolq"),
+        ("blob", "boolq"),
+        ("blob", "winogrande"),
+    }
     expected = tokenizer(GOLDEN[protocol, task])["input_ids"] + [tokenizer.eos_token_id] * eos
     assert encoded.rows == (expected,)
 
@@ -153,6 +158,8 @@ SPLITS = {
     ("laplace_lora", "arc_easy"): Splits(("train",), "validation", "validation"),
     ("laplace_lora", "winogrande_s"): Splits(("train",), "validation", "validation"),
     ("laplace_lora", "mmlu:law"): Splits(("dev", "validation"), None, "test"),
+    ("laplace_lora_val", "obqa"): Splits(("train",), None, "validation", in_order=True),
+    ("laplace_lora_val", "mmlu:law"): Splits(("dev", "validation"), None, "test"),
     ("swag_lora", "arc_easy"): Splits(("train",), "validation", "test"),
     ("swag_lora", "csqa"): Splits(("train",), None, "validation"),
     ("swag_lora", "mmlu:anatomy"): Splits(("dev",), "validation", "test"),
@@ -170,7 +177,7 @@ def test_splits(protocol: str, dataset: str) -> None:
 def test_only_laplace_and_swag_filter_and_only_arc() -> None:
     three = Question("t", "?", ("x", "y", "z"), 0, marks=("A", "B", "C"))
     kept = {name: (get_protocol(name).keeps("arc", three), get_protocol(name).keeps("arc", ARC)) for name in PROTOCOLS}
-    assert kept == {name: (name not in ("laplace_lora", "swag_lora"), True) for name in PROTOCOLS}
+    assert kept == {name: (name not in ("laplace_lora", "laplace_lora_val", "swag_lora"), True) for name in PROTOCOLS}
     assert all(get_protocol(name).keeps("csqa", FIVE) for name in PROTOCOLS)
 
 
@@ -197,6 +204,13 @@ def test_options_of_default_are_not_for_releases_nor_for_heads(option: dict[str,
 def test_heads_have_the_default_protocol_alone() -> None:
     with pytest.raises(UsageError, match="readout is 'head' with protocol 'blob'"):
         OpenBookQADataModule(readout="head", protocol="blob")
+
+
+def test_laplace_validates_on_the_end_of_train(data_dir: str) -> None:
+    data, whole = (WinoGrandeDataModule(data_dir=data_dir, protocol=f"laplace_lora{end}") for end in ("_val", ""))
+    assert data.train_questions + data.val_questions == whole.train_questions
+    assert (len(data.train_questions), len(data.val_questions)) == (512, 128)
+    assert data.questions("winogrande_s") == whole.questions("winogrande_s") == whole.val_questions
 
 
 def test_blob_neither_shuffles_nor_keeps_a_last_batch_that_is_not_full(data_dir: str, real_tokenizer: Any) -> None:

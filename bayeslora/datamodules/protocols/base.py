@@ -17,6 +17,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 PROTOCOLS = {
     "default": "Default",
     "laplace_lora": "LaplaceLoRA",
+    "laplace_lora_val": "LaplaceLoRAVal",
     "swag_lora": "SWAGLoRA",
     "blob": "BLoB",
     "lora_ensembles": "LoRAEnsembles",
@@ -46,13 +47,15 @@ class Splits:
 
     Attributes:
         train: Trained on, one after the other.
-        validation: None takes a seeded fifth of ``train``.
+        validation: None takes a fifth of ``train``.
         test: Tested on.
+        in_order: Take that fifth from the end of ``train``, not at random by the seed.
     """
 
     train: tuple[str, ...]
     validation: str | None
     test: str
+    in_order: bool = False
 
 
 class Protocol:
