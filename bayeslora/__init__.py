@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bayeslora.callbacks.laplace import Laplace as Laplace
     from bayeslora.callbacks.dynamics import Dynamics as Dynamics
+    from bayeslora.callbacks.laplace import Laplace as Laplace
     from bayeslora.callbacks.posterior import SavedPosteriors as SavedPosteriors
     from bayeslora.callbacks.predictions import Predictions as Predictions
     from bayeslora.callbacks.report import Report as Report
@@ -35,8 +35,8 @@ _PUBLIC = {
     "BLoBModule": "bayeslora.lightning_modules.blob",
     "Backbone": "bayeslora.models.loading",
     "CLoRAModule": "bayeslora.lightning_modules.c_lora",
-    "Laplace": "bayeslora.callbacks.laplace",
     "Dynamics": "bayeslora.callbacks.dynamics",
+    "Laplace": "bayeslora.callbacks.laplace",
     "LoRA": "bayeslora.models.loading",
     "LoRAEnsemble": "bayeslora.lightning_modules.ensemble",
     "LoRAModule": "bayeslora.lightning_modules.lora",

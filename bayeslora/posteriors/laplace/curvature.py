@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -49,7 +48,7 @@ class BlockCurvature:
         self,
         gaussian: BlockGaussian[Any],
         groups: Groups,
-        validation: Callable[[], Sequence[Mapping[str, Tensor]]],
+        validation: Callable[[], Iterable[Mapping[str, Tensor]]],
     ) -> None:
         self.gaussian, self.groups, self.validation = gaussian, groups, validation
         values = gaussian.eigenvalues()
@@ -67,14 +66,12 @@ class BlockCurvature:
     def posterior(self, precisions: Tensor, scale: float = 1.0) -> BlockGaussian[Any]:
         """See :class:`Curvature`."""
         per_name = {
-            name: precision / scale
+            name: precision
             for names, precision in zip(self.groups.values(), precisions.tolist(), strict=True)
             for name in names
         }
-        blocks = {
-            name: replace(b, values=b.values / scale) for name, b in self.gaussian.blocks.items() if name in per_name
-        }
-        return type(self.gaussian)(self.gaussian.mean(), blocks, per_name)
+        blocks = {name: block for name, block in self.gaussian.blocks.items() if name in per_name}
+        return type(self.gaussian)(self.gaussian.mean(), blocks, per_name).scaled(1 / scale)
 
     def eigenvalues(self) -> Tensor:
         """See :class:`Curvature`."""

@@ -1,0 +1,339 @@
+"""Laplace: fits a Gaussian around the weights that a run has found, and predicts with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import move_data_to_device
+from torch import Tensor, nn
+
+from bayeslora.callbacks.posterior import PosteriorCallback, trainable_of
+from bayeslora.errors import UsageError
+from bayeslora.files import write_json
+from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
+from bayeslora.lightning_modules.prediction import LogitsFn, Predict
+from bayeslora.models.curvature_fit import STRUCTURES, Task, check_space, check_structure, rows_bytes
+from bayeslora.models.curvature_rows import Network
+from bayeslora.models.jacobian import contrast_jacobian
+from bayeslora.models.linear_jacobian import linear_jacobian
+from bayeslora.models.link import LINKS, link
+from bayeslora.models.loading import initialise
+from bayeslora.models.swap import fill, kept
+from bayeslora.posteriors.laplace.fit import Fit, Prior
+from bayeslora.posteriors.mixture import Mixture
+from bayeslora.posteriors.state import save_posterior
+from bayeslora.types import GaussianPosterior, Posterior, Predictive
+
+AUTO, WEIGHT_SAMPLES = "auto", "weight_samples"
+MEMORY = "memory"
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+
+class Laplace(PosteriorCallback):
+    r"""Laplace's approximation around a finished fine-tuning (MacKay, 1992; on LoRA: Yang et al., 2024).
+
+    Attach it to any LightningModule. When training ends, or before a test of weights for which there is none yet, the
+    Gauss-Newton matrix G of the training questions at the weights :math:`\theta` is fitted,
+
+    .. math:: q(w) = N\left(\theta,\; \Sigma\right), \qquad \Sigma = c\,(G + \Lambda)^{-1}, \qquad
+        f(x) \sim N\left(f_\theta(x),\; J \Sigma J^T\right),
+
+    the prior's precisions :math:`\Lambda` are chosen, and predictions are those of the network linearised at
+    :math:`\theta`. Every stage leaves its result in ``<run folder>/laplace/<key>/``, where a run that was killed goes
+    on and another prior is chosen without the model; the key tells weights, data and options from others.
+
+    Args:
+        structure: ``full`` (exact), ``ekfac``, ``kfac``, ``diag`` and others, see
+            :data:`~bayeslora.models.curvature_fit.STRUCTURES`; ``auto`` is full while it fits ``max_jacobian_bytes``,
+            else ekfac.
+        precision: Of the prior: ``evidence``, ``validation`` or a number, see
+            :class:`~bayeslora.posteriors.laplace.fit.Prior`.
+        prior_mean: ``zero`` or ``initial``.
+        groups: Which parameters have a precision of their own: ``one``, ``factor``, ``depth`` or ``cell``.
+        sites: What is uncertain: ``all``, ``A``, ``B``, ``early``, ``late`` or ``last``.
+        scale: Factor c on the covariance, or ``validation``.
+        temperature: What logits are divided by, or ``validation``.
+        predict: ``linearised`` (quadrature), ``probit``, ``mc`` (``samples`` draws of the logits), or
+            ``weight_samples``; None leaves prediction to others.
+        samples: Number S of draws for ``mc`` and ``weight_samples``.
+        dtype: Of the Jacobians that are kept.
+        max_jacobian_bytes: Most bytes of Jacobians, and of the directions of the posterior.
+        prune: Questions whose softmax has a covariance of a smaller trace are left out, see
+            :func:`~bayeslora.models.curvature_rows.collect`.
+        directory: Where stages are kept; None for the run folder, ``memory`` for nowhere.
+        seed: Seeds the draws; None takes the module's ``seed``, or 0.
+        logits_fn: For modules that are not of this package: ``(module, batch)`` to logits ``[B, C]``.
+        label_fn: Likewise: batch to labels ``[B]``.
+        train_batches: Likewise: the training batches, each question once; None takes the trainer's.
+        val_batches: Likewise: the validation batches.
+
+    Raises:
+        UsageError: options that are not allowed.
+    """
+
+    def __init__(
+        self,
+        structure: str = AUTO,
+        precision: float | str = "evidence",
+        prior_mean: str = "zero",
+        groups: str = "one",
+        sites: str = "all",
+        scale: float | str = 1.0,
+        temperature: float | str = 1.0,
+        predict: str | None = "linearised",
+        samples: int = 1000,
+        dtype: str = "bfloat16",
+        max_jacobian_bytes: float = 20e9,
+        prune: float = 1e-6,
+        directory: str | Path | None = None,
+        seed: int | None = None,
+        logits_fn: LogitsFn | None = None,
+        label_fn: Callable[[Any], Tensor] | None = None,
+        train_batches: Iterable[Any] | None = None,
+        val_batches: Iterable[Any] | None = None,
+    ) -> None:
+        if predict == "samples":
+            raise UsageError(
+                "Laplace does not sample weights: its Gaussian is that of the linearised network, and samples through "
+                f"the network itself answer by chance; allowed: {', '.join(LINKS)}, or {WEIGHT_SAMPLES} all the same"
+            )
+        if predict not in (None, WEIGHT_SAMPLES, *LINKS):
+            raise UsageError(
+                f"Laplace's predict is {predict!r}; allowed: {', '.join(LINKS)}, {WEIGHT_SAMPLES}, or none"
+            )
+        if structure != AUTO:
+            check_structure(structure)
+        if dtype not in _DTYPES:
+            raise UsageError(f"Laplace's dtype is {dtype!r}; allowed: {', '.join(_DTYPES)}")
+        super().__init__(
+            samples, "samples" if predict == WEIGHT_SAMPLES else predict and "linearised", False, seed, logits_fn
+        )
+        self.structure, self.link = structure, predict
+        self.prior = Prior(precision, prior_mean, groups, sites, scale, temperature)
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.max_jacobian_bytes, self.prune, self.directory = float(max_jacobian_bytes), prune, directory
+        self.label_fn, self.train_batches, self.val_batches = label_fn, train_batches, val_batches
+        self.fit: Fit | None = None
+        self.report: dict[str, Any] = {}
+        self._posterior: Posterior | Mixture | None = None
+        self._temperature = 1.0
+
+    @property
+    def posterior(self) -> Posterior | Mixture | None:
+        """The posterior that was fitted last; None before."""
+        return self._posterior
+
+    @property
+    def label(self) -> str:
+        """What the prediction path and tables call the method."""
+        kind = self.report.get("structure", self.structure)
+        parts = [
+            "Laplace",
+            kind if kind not in ("full", AUTO) else "",
+            self.prior.sites if self.prior.sites != "all" else "",
+        ]
+        return "_".join(filter(None, [*parts, "" if self.link in ("linearised", None) else self.link]))
+
+    # --- fitting -------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse several processes and strategies that shard weights, before anything is trained.
+
+        Raises:
+            UsageError: more than one process.
+        """
+        if trainer.world_size > 1:
+            raise UsageError(
+                f"Laplace fits in one process, there are {trainer.world_size}; train without it, then run bayeslora "
+                "laplace on one device"
+            )
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Fit around the weights that training ended with."""
+        self.fit_to(trainer, pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Fit around the weights at hand, from what is on disk where it is theirs, and claim the prediction path."""
+        if self.predict is not None and not getattr(pl_module, "base_only", False):
+            self.fit_to(trainer, pl_module)
+            _save(trainer, pl_module, self.required_posterior())
+        super().on_test_start(trainer, pl_module)
+
+    on_predict_start = on_test_start
+
+    def fit_to(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Fit the curvature at the module's current weights, and choose the prior.
+
+        Raises:
+            UsageError: nothing to fit, too small a disk, or a choice that cannot be made.
+            RunError: numbers that are not finite.
+        """
+        training = pl_module.training
+        pl_module.eval()
+        try:
+            with trainer.precision_plugin.forward_context():
+                task = self._task(trainer, pl_module)
+                structure = self._structure(task)
+                self.fit = STRUCTURES[structure](task)
+        finally:
+            pl_module.train(training)
+        with task.stage("select"):
+            posterior, choice, report = self.fit.choose(self.prior)
+        self._posterior, self._temperature = posterior, choice.temperature
+        self.report = {"structure": structure, **report, "stages": task.stages}
+        if task.folder is not None:
+            write_json(task.folder / "report.json", self.report)
+        print(_line(self.report))
+
+    def _structure(self, task: Task) -> str:
+        """The structure, with ``auto`` resolved by size; printed where the decomposition takes long."""
+        batches = [task.train, *filter(None, [task.validation])]
+        questions = [sum(len(batch) for batch in split) for split in batches] if task.network.model else [0]
+        contrasts = (
+            max((b.answer_mask.shape[1] - 1 for s in batches for b in s), default=1) if task.network.model else 1
+        )
+        needed = rows_bytes(task, sum(questions), contrasts)
+        fits = rows_bytes(task, questions[0], contrasts) <= self.max_jacobian_bytes
+        structure = ("full" if fits else "ekfac") if self.structure == AUTO else self.structure
+        check_space(task, needed if structure == "full" else needed - rows_bytes(task, questions[0], contrasts))
+        return structure
+
+    def _task(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Task:
+        network = network_of(pl_module, self.logits_fn, self.label_fn)
+        train, validation = self._batches(trainer)
+        needs_validation = "validation" in (self.prior.precision, self.prior.scale, self.prior.temperature)
+        if needs_validation and validation is None:
+            raise UsageError("Laplace has no validation questions to choose by; use precision evidence or a number")
+        key = self._key(trainer, pl_module, network)
+        root = Path(trainer.default_root_dir) / "laplace" if self.directory is None else Path(self.directory)
+        return Task(
+            network,
+            train,
+            validation,
+            None if self.directory == MEMORY or network.model is None else root / key,
+            key,
+            _initial(pl_module, network),
+            self.dtype,
+            self.prune,
+            self.max_jacobian_bytes,
+            partial(_progress, trainer),
+        )
+
+    def _batches(self, trainer: L.Trainer) -> tuple[Iterable[Any], Iterable[Any] | None]:
+        """Training and validation batches: those given, the DataModule's, or the trainer's."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        train, validation = self.train_batches, self.val_batches
+        if train is None and hasattr(datamodule, "train_eval_dataloader"):
+            train = datamodule.train_eval_dataloader()
+            validation = datamodule.val_dataloader() if len(datamodule.val_questions) else None
+        train = trainer.train_dataloader if train is None else train
+        if train is None:
+            raise UsageError("Laplace has no training batches to fit to; give train_batches, or fit in this process")
+        return train, validation
+
+    def _key(self, trainer: L.Trainer, pl_module: L.LightningModule, network: Network) -> str:
+        """Tells weights, base, data and options from others."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        options = [self.structure, self.dtype, self.prune, self.max_jacobian_bytes]
+        data = [getattr(datamodule, name, None) for name in ("fingerprint", "eval_batch_size", "seed", "labels")]
+        base = getattr(network.model, "base_fingerprint", None)
+        digest = hashlib.sha256(json.dumps([str(part) for part in (*options, *data, base)]).encode())
+        for name, parameter in network.parameters.items():
+            digest.update(name.encode())
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    # --- prediction ----------------------------------------------------------------------------------------------
+
+    def _predictor(self, pl_module: L.LightningModule, posterior: Posterior | Mixture) -> Predict:
+        if self.link == WEIGHT_SAMPLES:
+            return super()._predictor(pl_module, posterior)
+        assert isinstance(posterior, GaussianPosterior)
+        network, mean = network_of(pl_module, self.logits_fn, self.label_fn), posterior.mean()
+        names = list(getattr(posterior, "precision", mean))
+        seed = getattr(pl_module, "seed", 0) if self.seed is None else self.seed
+        combine = link(self.link or "linearised", self.samples, seed)
+
+        def predict(batch: Any) -> Predictive:
+            with kept(network.parameters):
+                fill(network.parameters, mean)
+                logits, jacobian = network.jacobian(batch, names, torch.float32, None)
+            covariance = posterior.logit_covariance(jacobian)
+            return combine(logits[:, 1:] - logits[:, :1], covariance).tempered(self._temperature)
+
+        return predict
+
+
+def network_of(
+    pl_module: L.LightningModule, logits_fn: LogitsFn | None, label_fn: Callable[[Any], Tensor] | None
+) -> Network:
+    """What a curvature needs of a module.
+
+    Raises:
+        UsageError: nothing is trainable, or a module of another kind without ``logits_fn``.
+    """
+    parameters: dict[str, nn.Parameter] = trainable_of(pl_module)
+    if not parameters:
+        raise UsageError(f"{type(pl_module).__name__} has no trainable parameters, so there is no curvature to fit")
+    move = partial(move_data_to_device, device=pl_module.device)
+    if isinstance(pl_module, MultipleChoiceModule):
+        model = pl_module.model
+
+        def jacobian(batch: Any, names: Any, dtype: Any, directions: Any) -> Any:
+            return contrast_jacobian(model, batch, names, dtype, directions)
+
+        return Network(parameters, lambda batch: model(batch).logits, jacobian, lambda b: b.label, move, model)
+    if logits_fn is None:
+        raise UsageError(f"{type(pl_module).__name__} has no answer_logits; give Laplace logits_fn and label_fn")
+
+    def logits(batch: Any) -> Tensor:
+        return logits_fn(pl_module, batch)
+
+    def foreign(batch: Any, names: Any, dtype: Any, directions: Any) -> Any:
+        return linear_jacobian(pl_module, logits, batch, names, dtype, directions)
+
+    return Network(parameters, logits, foreign, label_fn or (lambda batch: batch.label), move)
+
+
+def _initial(pl_module: L.LightningModule, network: Network) -> dict[str, Tensor] | None:
+    """The weights training began with: drawn again from the seed, where they were drawn at all."""
+    if not isinstance(pl_module, MultipleChoiceModule) or pl_module.backbone.adapter:
+        return None
+    initial = {name: torch.zeros_like(value, device="cpu") for name, value in network.parameters.items()}
+    initialise(initial, pl_module.seed)
+    return initial
+
+
+def _save(trainer: L.Trainer, pl_module: L.LightningModule, posterior: Posterior | Mixture) -> None:
+    """Put the posterior into the run folder, unless another method's is there."""
+    folder = Path(trainer.default_root_dir) / "posterior"
+    record = folder / "posterior.json"
+    family = json.loads(record.read_text())["family"] if record.exists() else "point"
+    if isinstance(pl_module, MultipleChoiceModule) and (family == "point" or family.startswith("laplace")):
+        save_posterior(posterior, folder, pl_module.model.adapter_config, pl_module.model.base_fingerprint)
+
+
+def _progress(trainer: L.Trainer, iterable: Iterable[Any], what: str) -> Iterable[Any]:
+    from rich.progress import track
+
+    shown = trainer.progress_bar_callback is not None
+    return track(iterable, what, total=len(iterable) if hasattr(iterable, "__len__") else None, disable=not shown)
+
+
+def _line(report: dict[str, Any]) -> str:
+    """The report in one line."""
+    precision = ", ".join(f"{name} {value:.4g}" for name, value in report["precision"].items())
+    seconds = sum(stage["seconds"] for stage in report["stages"].values())
+    low, high = report["eigenvalues"]
+    return (
+        f"laplace {report['structure']}: {report['questions']} questions ({report['dropped']} certain ones left out), "
+        f"m {report.get('m', '-')}, precision {precision}, gamma {sum(report['gamma'].values()):.1f}, eigenvalues "
+        f"{low:.1e} to {high:.1e}, {seconds:.1f} s"
+    )

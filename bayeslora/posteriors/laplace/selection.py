@@ -1,0 +1,165 @@
+"""Choosing the prior's precisions, a factor on the variance and a temperature, from what a fit has left: no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora.errors import UsageError
+from bayeslora.posteriors.laplace.curvature import Curvature
+from bayeslora.posteriors.laplace.evidence import Evidence
+from bayeslora.types import Predictive
+
+METHODS = ("evidence", "validation")
+_CHUNK = 64  # validation questions whose quadrature nodes are in memory at a time
+_REACH = 16.0  # of a search, in logarithms, to both sides of where it starts
+_GRID = 17
+_ROUNDS, _GAIN = 10, 1e-5
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation questions as the weights found predict them.
+
+    Attributes:
+        mean: Contrast logits ``[N, C-1]``, minus infinity at absent options.
+        label: ``[N]``.
+    """
+
+    mean: Tensor
+    label: Tensor
+
+    def nll(self, covariance: Tensor, scale: float = 1.0, temperature: float = 1.0) -> float:
+        r"""Mean negative log-likelihood under :math:`N(f / T, c S / T^2)`."""
+        mean, cov = self.mean.double() / temperature, covariance.cpu() * scale / temperature**2
+        parts = zip(*(t.split(_CHUNK) for t in (mean, cov, self.label)), strict=True)
+        return torch.cat([Predictive.from_gaussian(m, s).nll(y) for m, s, y in parts]).mean().item()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        precisions: One for each group ``[G]``.
+        scale: Factor on the covariance.
+        temperature: What logits are divided by.
+        notes: Figures for the report.
+    """
+
+    precisions: Tensor
+    scale: float = 1.0
+    temperature: float = 1.0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def choose(
+    curvature: Curvature,
+    evidence: Evidence,
+    validation: Validation | None,
+    precision: float | str,
+    scale: float | str = 1.0,
+    temperature: float | str = 1.0,
+) -> Choice:
+    """Choose the precisions, then scale and temperature.
+
+    Args:
+        curvature: What was fitted.
+        evidence: Its marginal likelihood.
+        validation: The validation questions, where a choice is by them.
+        precision: ``evidence``, ``validation`` (least negative log-likelihood), or a number above 0.
+        scale: Factor on the covariance, or ``validation``.
+        temperature: What logits are divided by, or ``validation``.
+
+    Raises:
+        UsageError: a value that is not allowed, no optimum of the evidence, or no validation questions.
+    """
+    for name, value, allowed in (("precision", precision, METHODS), ("scale", scale, METHODS[1:])):
+        _check(name, value, allowed)
+    _check("temperature", temperature, METHODS[1:])
+    if "validation" in (precision, scale, temperature) and (validation is None or not len(validation.label)):
+        raise UsageError("Laplace has no validation questions to choose by; use precision evidence or a number")
+    precisions = _precisions(curvature, evidence, validation, precision)
+    knobs = {"scale": 1.0 if isinstance(scale, str) else scale}
+    knobs["temperature"] = 1.0 if isinstance(temperature, str) else temperature
+    notes: dict[str, Any] = {}
+    free = [name for name, value in (("scale", scale), ("temperature", temperature)) if isinstance(value, str)]
+    if validation is not None and len(validation.label):
+        covariance = curvature.covariance(precisions)
+        if free:
+            start = torch.zeros(len(free), dtype=torch.float64)
+
+            def loss(logs: Tensor) -> float:
+                return validation.nll(covariance, **(knobs | dict(zip(free, logs.exp().tolist(), strict=True))))
+
+            knobs |= dict(zip(free, minimise(loss, start).exp().tolist(), strict=True))
+        notes["validation_nll"] = validation.nll(covariance, **knobs)
+        notes["validation_nll_of_the_mean"] = validation.nll(torch.zeros_like(covariance))
+    return Choice(precisions, knobs["scale"], knobs["temperature"], notes)
+
+
+def _check(name: str, value: float | str, methods: tuple[str, ...]) -> None:
+    if value not in methods and not (isinstance(value, int | float) and 0 < value < float("inf")):
+        raise UsageError(f"Laplace's {name} is {value!r}; allowed: {', '.join(methods)}, or a number above 0")
+
+
+def _precisions(
+    curvature: Curvature, evidence: Evidence, validation: Validation | None, precision: float | str
+) -> Tensor:
+    groups = len(evidence.squares)
+    if not isinstance(precision, str):
+        return torch.full((groups,), float(precision), dtype=torch.float64)
+    if precision == "evidence":
+        return evidence.best().cpu()
+    assert validation is not None  # checked
+    scale = curvature.eigenvalues().max().clamp(min=1e-12).log().item() / 2
+    start = torch.full((groups,), scale, dtype=torch.float64)
+    return minimise(lambda logs: validation.nll(curvature.covariance(logs.exp())), start).exp()
+
+
+def minimise(function: Callable[[Tensor], float], start: Tensor) -> Tensor:
+    """The least value of a function, found without derivatives: all coordinates together first, then one by one.
+
+    Every search is a grid of 17 points within 16 of where it starts, then golden sections around the best of them, so
+    that a function with several minima is not left in the nearest. It ends where a round over the coordinates gains
+    less than 1e-5.
+    """
+    point = _along(function, start, torch.ones_like(start))
+    value = function(point)
+    for _ in range(_ROUNDS if len(point) > 1 else 0):
+        before = value
+        for axis in torch.eye(len(point), dtype=point.dtype):
+            moved = _along(function, point, axis)
+            if (reached := function(moved)) < value:
+                point, value = moved, reached
+        if before - value < _GAIN:
+            break
+    return point
+
+
+def _along(function: Callable[[Tensor], float], point: Tensor, direction: Tensor) -> Tensor:
+    return point + _line(lambda step: function(point + step * direction)) * direction
+
+
+def _line(function: Callable[[float], float]) -> float:
+    grid = torch.linspace(-_REACH, _REACH, _GRID).tolist()
+    values = [function(step) for step in grid]
+    best = values.index(min(values))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_left, at_right = function(left), function(right)
+    while high - low > 1e-3:
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - _GOLDEN * (high - low)
+            at_left = function(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + _GOLDEN * (high - low)
+            at_right = function(right)
+    return (low + high) / 2
