@@ -13,16 +13,32 @@ BASE, DATA = ROOT / "base" / "embedded.yaml", ROOT / "data" / "synthetic.yaml"
 
 
 def combinations() -> list[tuple[str, ...]]:
-    """base x data x method, each file once beside the embedded default, and whole configurations alone."""
+    """base x data x method, each file once beside the embedded default, whole configurations, and papers' recipes."""
     bases = [(str(file), str(DATA)) for file in sorted((ROOT / "base").glob("*.yaml"))]
     data = [(str(BASE), str(file)) for file in sorted((ROOT / "data").glob("*.yaml"))]
     methods = [(str(BASE), str(DATA), str(file)) for file in sorted((ROOT / "method").glob("*.yaml"))]
-    whole = [(str(file),) for file in [ROOT / "quickstart.yaml", *sorted((ROOT / "papers").rglob("*.yaml"))]]
+    whole = [(str(ROOT / "quickstart.yaml"),), *(files for folder in papers() for files in of_paper(folder))]
     return [*bases, *data, *methods, *whole]
 
 
+def papers() -> list[Path]:
+    return sorted((ROOT / "papers").iterdir())
+
+
+def of_paper(folder: Path) -> list[tuple[str, ...]]:
+    """Every file alone; where there is a recipe, its tasks on top of it, and a variant on top of every task."""
+    files = {file.stem: str(file) for file in sorted(folder.glob("*.yaml"))}
+    recipe = files.pop("recipe", None)
+    if recipe is None:
+        return [(file,) for file in files.values()]
+    variants = [files.pop(stem) for stem in list(files) if stem.startswith("with_")]
+    return [(recipe, task, *variant) for task in files.values() for variant in [(), *((v,) for v in variants)]]
+
+
 def name(files: tuple[str, ...]) -> str:
-    return str(Path(files[-1]).relative_to(ROOT)) if files[-1] != str(DATA) else str(Path(files[0]).relative_to(ROOT))
+    if files[-1] == str(DATA):
+        return str(Path(files[0]).relative_to(ROOT))
+    return " ".join(str(Path(file).relative_to(ROOT)) for file in files if file not in (str(BASE), str(DATA)))
 
 
 @pytest.mark.parametrize("files", combinations(), ids=name)
