@@ -18,6 +18,7 @@ commands:
   test       predict the test sets with the last checkpoint; writes test/ with predictions, metrics and plots
   validate   accuracy and likelihood on the validation questions
   predict    predict the test sets without metrics; writes predict/predictions.parquet
+  ensemble   train what is missing of an ensemble: bayeslora ensemble -c CONFIG --members 5 --mode auto
   compare    one table and its plots of many runs: bayeslora compare RUN [RUN ...]
   tfb        make any LoRA adapter Bayesian without training: bayeslora tfb --adapter DIR -c CONFIG
   dynamics   what an ensemble knew, doubted and forgot, epoch by epoch: bayeslora dynamics RUN
@@ -67,6 +68,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from bayeslora.lightning_cli import run
 
         return run
+    if name == "ensemble":
+        from bayeslora.ensemble import main as ensemble
+
+        return lambda args: ensemble(args[1:])
     if name == "compare":
         from bayeslora.compare import main as compare
 
@@ -79,7 +84,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from bayeslora.tfb_command import main as tfb
 
         return lambda args: tfb(args[1:])
-    raise UsageError(f"unknown command {name!r}; allowed: fit, test, validate, predict, compare, dynamics, tfb")
+    commands = "fit, test, validate, predict, ensemble, compare, dynamics, tfb"
+    raise UsageError(f"unknown command {name!r}; allowed: {commands}")
 
 
 def _fail(error: Exception, status: int) -> int:

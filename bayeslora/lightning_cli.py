@@ -23,11 +23,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import bayeslora.datamodules
 import bayeslora.lightning_modules
+from bayeslora.callbacks.ensemble import Ensemble
 from bayeslora.callbacks.predictions import Predictions
 from bayeslora.callbacks.report import Report
 from bayeslora.callbacks.run_folder import AtomicCheckpointIO, RunFolder, refuse_second_fit
 from bayeslora.errors import UsageError
+from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
+from bayeslora.member_store import DONE, FOLDER, MemberStore
 from bayeslora.models.loading import Backbone
 
 _SHARED = {"pretrained": "tokenizer", "revision": "revision", "readout": "readout"}  # of backbone, of data
@@ -37,11 +40,11 @@ for _name in bayeslora.datamodules.__all__:
     getattr(bayeslora.datamodules, _name)  # what is imported can be named without its path in a configuration
 
 
-def run(args: list[str]) -> int:
+def run(args: list[str], command_line: type[CommandLine] | None = None) -> int:
     """Run ``fit``, ``test``, ``validate`` or ``predict`` with the given arguments; returns the exit status."""
     _quiet()
     with _checkpoint_config(args) as extended, _one_line_errors():
-        CommandLine(
+        (command_line or CommandLine)(
             model_class=MultipleChoiceModule,
             datamodule_class=LightningDataModule,
             subclass_mode_model=True,
@@ -79,6 +82,7 @@ class CommandLine(LightningCLI):
     """LightningCLI whose run folder, checkpoints and links are this package's."""
 
     subcommand: str
+    store: Path | None = None  # of an ensemble's members; None for the run folder's
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the run folder, and link what model, data and seed share."""
@@ -114,6 +118,10 @@ class CommandLine(LightningCLI):
         adapter = config.model.init_args.backbone.adapter
         if config.ckpt_path == BASE or (config.ckpt_path is None and adapter):
             return None
+        if config.ckpt_path is None and (members := _members_beyond_checkpoint(self._root)):
+            self.store = self._root / FOLDER
+            print(f"members: {self.store}, {list(members)}")
+            return None
         checkpoint = _resolve(config.ckpt_path or "last", self._root)
         print(f"weights: {checkpoint}")
         return checkpoint
@@ -122,11 +130,14 @@ class CommandLine(LightningCLI):
         """Build trainer, model and data; tell the model if the bare base is wanted."""
         super().instantiate_classes()
         self.model.base_only = self.config[self.subcommand].ckpt_path == BASE
+        if self.subcommand != "fit":
+            self.model.store = self.store
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the run folder's callbacks, a logger in it, and bf16-mixed on a GPU."""
         config = self.config_init[self.subcommand]
-        callbacks = [RunFolder(), *_stage_callbacks(self.subcommand, self._root, config)]
+        members = [Ensemble(self.store)] if self.subcommand == "fit" and isinstance(self.model, LoRAEnsemble) else []
+        callbacks = [*members, RunFolder(), *_stage_callbacks(self.subcommand, self._root, config)]
         trainer: dict[str, Any] = {"callbacks": [*(config.trainer.callbacks or []), *callbacks]}
         trainer["plugins"] = [*_as_list(config.trainer.plugins), AtomicCheckpointIO()]
         if config.trainer.logger in (None, True):
@@ -178,6 +189,15 @@ def _resolve(checkpoint: str, root: Path) -> str:
         )
     _load(path)
     return str(path)
+
+
+def _members_beyond_checkpoint(root: Path) -> tuple[int, ...]:
+    """The members in a run folder's store, where its last checkpoint does not hold them all (with more beside them)."""
+    done, last = MemberStore(root / FOLDER).members(DONE), root / "checkpoints" / "last.ckpt"
+    if not done or not last.exists():
+        return done
+    held = _load(last).get("bayeslora", {}).get("members", {}).get("ids", [])
+    return () if set(done) <= set(held) else done
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.posteriors.state import save_posterior
 
 SCHEMA = 1
-_RESULTS = ("checkpoints", "posterior", "test", "predict", "dynamics")
+_RESULTS = ("checkpoints", "members", "posterior", "test", "predict", "dynamics")
 _PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "torchmetrics", "datasets")
 
 

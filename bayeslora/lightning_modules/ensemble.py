@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from torchmetrics import MeanMetric
 from bayeslora.errors import RunError, UsageError
 from bayeslora.lightning_modules.member_states import FAILED, STOPPED, TRAINING, MemberStates
 from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
+from bayeslora.member_store import MemberStore
 from bayeslora.models.loading import Backbone, LoRA, initialise
 from bayeslora.models.members import backpropagated, product_norms, stack_members
 from bayeslora.models.noise import stream
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.point import Point
+from bayeslora.posteriors.state import check_same_parameters
 from bayeslora.types import AnswerBatch, Predictive, Samples
 
 
@@ -61,6 +64,8 @@ class LoRAEnsemble(MultipleChoiceModule):
         chunk: How many members or samples to predict in one pass; None fits them to memory.
         seed: Root seed of all members.
     """
+
+    store: Path | str | None = None  # folder of finished members to predict with
 
     def __init__(
         self,
@@ -152,10 +157,22 @@ class LoRAEnsemble(MultipleChoiceModule):
                 "the members of one run folder among them"
             )
         super().configure_model()
+        found = (
+            {} if self.store is None or self.base_only else MemberStore(self.store).load(self.model.base_fingerprint)
+        )
+        if found:
+            self.states = MemberStates(list(found), self.states.patience)
+            self.member_nll = nn.ModuleList(MeanMetric() for _ in found)
         stack_members(self.model.network, len(self.member_ids))
-        if not self.backbone.adapter:
-            for index, member in enumerate(self.member_ids):
-                initialise(self.member_parameters(index), self.seed, "member", 0 if self.share_init else member)
+        for index, member in enumerate(self.member_ids):
+            own = self.member_parameters(index)
+            if found:
+                values = found[member].mean()
+                check_same_parameters(values, own, f"member {member}")
+                for name, parameter in own.items():
+                    parameter.copy_(values[name])
+            elif not self.backbone.adapter:
+                initialise(own, self.seed, "member", 0 if self.share_init else member)
 
     def setup(self, stage: str) -> None:
         """Ask the data for every member's batches."""
