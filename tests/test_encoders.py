@@ -9,6 +9,7 @@ import torch
 
 from bayeslora.cli import main
 from bayeslora.models.pretrained import resolve_pretrained
+from bayeslora.posteriors.state import load_posterior
 from tests.test_cli import FAST
 from tests.test_resume import questions
 
@@ -68,3 +69,26 @@ def test_fit_and_test(kind: str, task: str, encoders: dict[str, str], tmp_path: 
     from safetensors.torch import load_file
 
     assert any("classifier" in name for name in load_file(adapter))
+
+
+@pytest.mark.parametrize("kind, structure", [("bert", "full"), ("roberta", "kfac"), ("roberta", "diag")])
+def test_laplace_on_sentence_pairs(kind: str, structure: str, encoders: dict[str, str], tmp_path: Path) -> None:
+    """The paper's RoBERTa runs in small: LoRA on query and value, a head for sentence pairs, Laplace after training."""
+    model = ["--model=LoRAModule", f"--model.backbone.pretrained={encoders[kind]}", "--model.backbone.readout=head"]
+    model += ["--model.lora.target_modules=[query,value]", "--model.backbone.num_labels=3"]
+    model += ["--model.learning_rate=0.01"]
+    data = ["--data=JSONLDataModule", f"--data.path={pairs(tmp_path / 'data')}"]
+    laplace = ["--trainer.callbacks=bayeslora.callbacks.Laplace", f"--trainer.callbacks.structure={structure}"]
+    arguments = [*model, *data, *laplace, f"--trainer.default_root_dir={tmp_path}"]
+    assert main(["fit", *arguments, *FAST]) == 0
+    assert main(["test", *arguments, *FAST]) == 0
+    metrics = json.loads((tmp_path / "test" / "metrics.json").read_text())
+    (found,) = metrics["datasets"].values()
+    assert found["n"] == 30
+    assert found["epistemic"] > 0
+    posterior = load_posterior(tmp_path / "posterior")
+    assert posterior.family == {"full": "laplace_full", "kfac": "laplace_kronecker"}.get(structure, "laplace_diagonal")
+    variances = posterior.sample(50, torch.Generator().manual_seed(0))
+    moving = [name for name, draws in variances.items() if draws.float().var(0).max() > 0]
+    assert any("lora_A" in name for name in moving)
+    assert any("classifier" in name for name in moving)
