@@ -285,10 +285,7 @@ def network_of(
     move = partial(move_data_to_device, device=pl_module.device)
     if isinstance(pl_module, MultipleChoiceModule):
         model = pl_module.model
-
-        def jacobian(batch: Any, names: Any, dtype: Any, directions: Any) -> Any:
-            return contrast_jacobian(model, batch, names, dtype, directions)
-
+        jacobian = partial(contrast_jacobian, model)
         return Network(parameters, lambda batch: model(batch).logits, jacobian, lambda b: b.label, move, model)
     if logits_fn is None:
         raise UsageError(f"{type(pl_module).__name__} has no answer_logits; give Laplace logits_fn and label_fn")

@@ -12,11 +12,9 @@ from time import monotonic
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bayeslora.errors import UsageError
-from bayeslora.files import replacing
 from bayeslora.models.curvature_rows import Network, collect
 from bayeslora.models.kfac import STRUCTURES as BLOCK_STRUCTURES
 from bayeslora.models.kfac import gaussian, sweeps
@@ -25,7 +23,14 @@ from bayeslora.posteriors.laplace.curvature import BlockCurvature, Curvature, Gr
 from bayeslora.posteriors.laplace.fit import Fit
 from bayeslora.posteriors.laplace.function_space import ROWS, FunctionSpace, Grams, contrasts_of, gram_matrices
 from bayeslora.posteriors.laplace.selection import Validation
-from bayeslora.posteriors.laplace.shards import DiskShards, MemoryShards, Shards, check_disk
+from bayeslora.posteriors.laplace.shards import (
+    DiskShards,
+    MemoryShards,
+    Shards,
+    check_disk,
+    load_checked,
+    save_checked,
+)
 
 Watch = Callable[[Iterable[Any], str], Iterable[Any]]
 
@@ -154,11 +159,10 @@ def _grams(task: Task, train: Shards, validation: Shards | None, cell_of: Mappin
     file = None if task.folder is None else task.folder / "grams.safetensors"
     cells = list(dict.fromkeys(cell_of[name] for name in sizes))
     if file is not None and file.exists():
-        return Grams(cells, **load_file(file))
+        return Grams(cells, **load_checked(file, task.key))
     grams = gram_matrices(train, validation, sizes, cell_of, task.device)
     if file is not None:
-        with replacing(file) as temporary:
-            save_file({"train": grams.train, "cross": grams.cross, "own": grams.own}, temporary)
+        save_checked(file, {"train": grams.train, "cross": grams.cross, "own": grams.own}, task.key)
     return grams
 
 

@@ -98,9 +98,7 @@ class DiskShards(Shards):
 
     def write(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """See :class:`Shards`."""
-        own = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        with replacing(self._file(index)) as temporary:
-            save_file(own, temporary, metadata={"key": self.key, "checksum": _checksum(own)})
+        save_checked(self._file(index), tensors, self.key)
 
     def read(self, index: int, name: str, columns: slice | None = None) -> Tensor:
         """See :class:`Shards`."""
@@ -118,23 +116,38 @@ class DiskShards(Shards):
             self._check(int(file.stem))
 
     def _check(self, index: int) -> None:
-        if index in self._checked:
-            return
-        file = self._file(index)
-        try:
-            with safe_open(file, framework="pt") as shard:
-                metadata = shard.metadata() or {}
-                whole = _checksum({name: shard.get_tensor(name) for name in shard.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UsageError(f"{file} is damaged ({error}); remove it, and it is computed again") from error
-        if metadata.get("key") != self.key:
-            raise UsageError(f"{file} is of another run ({metadata.get('key')}, here {self.key}); remove its folder")
-        if metadata.get("checksum") != whole:
-            raise UsageError(f"{file} is damaged (its checksum differs); remove it, and it is computed again")
-        self._checked.add(index)
+        if index not in self._checked:
+            load_checked(self._file(index), self.key)
+            self._checked.add(index)
 
     def _file(self, index: int) -> Path:
         return self.folder / f"{index:06d}.safetensors"
+
+
+def save_checked(file: Path, tensors: Mapping[str, Tensor], key: str) -> None:
+    """Write tensors with a checksum and the key of what they were computed from, whole or not at all."""
+    own = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(file) as temporary:
+        save_file(own, temporary, metadata={"key": key, "checksum": _checksum(own)})
+
+
+def load_checked(file: Path, key: str) -> dict[str, Tensor]:
+    """Read what :func:`save_checked` wrote.
+
+    Raises:
+        UsageError: it is damaged or of another run.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{file} is damaged ({error}); remove it, and it is computed again") from error
+    if metadata.get("key") != key:
+        raise UsageError(f"{file} is of another run ({metadata.get('key')}, here {key}); remove its folder")
+    if metadata.get("checksum") != _checksum(tensors):
+        raise UsageError(f"{file} is damaged (its checksum differs); remove it, and it is computed again")
+    return tensors
 
 
 def check_disk(folder: Path, needed: int) -> None:
