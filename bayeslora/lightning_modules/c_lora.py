@@ -109,7 +109,11 @@ class CLoRAModule(MultipleChoiceModule):
         self.contextual: ContextualSites = None  # type: ignore[assignment]  # until configure_model
 
     def configure_model(self) -> None:
-        """Load the base and put LoRA and the contextual modules on it, once."""
+        """Load the base and put LoRA and the contextual modules on it, once: those of ``backbone.adapter``, if any.
+
+        Raises:
+            UsageError: an adapter whose contextual modules are of another kind.
+        """
         if self.model is not None:
             return
         super().configure_model()
@@ -118,8 +122,9 @@ class CLoRAModule(MultipleChoiceModule):
         folder = self.backbone.adapter
         if folder is not None and (Path(folder) / "posterior.json").exists():
             saved = load_posterior(folder, self.model.base_fingerprint)
-            if isinstance(saved, ContextualPosterior):
-                self.load_state_dict(saved.parameters)
+            state = saved.parameters if isinstance(saved, ContextualPosterior) else saved.mean()
+            if any(".lora_E." in name for name in state):
+                self.load_state_dict(state)
 
     @property
     def method(self) -> str:

@@ -8,7 +8,17 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from bayeslora import SWAG, Backbone, CLoRAModule, LoRA, LoRAModule, SavedPosteriors, UsageError, load_posterior
+from bayeslora import (
+    SWAG,
+    Backbone,
+    CLoRAModule,
+    LoRA,
+    LoRAModule,
+    SavedPosteriors,
+    UsageError,
+    load_posterior,
+    save_posterior,
+)
 from bayeslora.callbacks.run_folder import RunFolder
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.c_lora import RELEASE_FACTOR
@@ -214,6 +224,8 @@ def test_posterior_folder_gives_c_lora_back(data: Path, trained) -> None:
     assert_equal(load_posterior(folder).state_dict(), made.posterior().state_dict())
     with pytest.raises(UsageError, match="no law over weights"):
         load_posterior(folder).sample(1, torch.Generator())
+    with pytest.raises(UsageError, match="does not fit"):
+        module(backbone=Backbone("embedded", adapter=str(folder)), context="free").configure_model()
 
 
 def test_checkpoint_gives_c_lora_back(tmp_path: Path, trained) -> None:
@@ -248,6 +260,10 @@ def test_swag_collects_and_samples_the_modules_too(tmp_path: Path, data: Path) -
             torch.testing.assert_close(together[index], alone, atol=1e-4, rtol=1e-4)
     swag.on_test_end(run, made)
     assert predicted.shape[0] == 2
+    save_posterior(swag.posterior, tmp_path / "saved", made.model.adapter_config, made.model.base_fingerprint)
+    again = module(backbone=Backbone("embedded", adapter=str(tmp_path / "saved")))
+    again.configure_model()
+    assert_equal({name: value.data for name, value in again.trainable().items()}, swag.posterior.mean())
 
 
 def test_jacobian_at_the_mean_of_e(trained) -> None:
