@@ -16,7 +16,7 @@ from uuid import uuid4
 from bayeslora.errors import RunError
 from bayeslora.files import write_json
 
-_OWNER = uuid4().hex  # of this process
+_OWNER = uuid4().hex  # of this process and, with its number added, of those forked from it
 _RENEWALS = 4  # in the time after which a lease runs out
 
 
@@ -48,7 +48,7 @@ class Leases:
     def holder(self, member: int) -> str | None:
         """Who else works on a member, as ``host:process``; None where it is free, or ours."""
         lease = self._read(member)
-        if lease is None or lease["owner"] == _OWNER or lease["expires"] < time.time() or _is_dead(lease):
+        if lease is None or lease["owner"] == _owner() or lease["expires"] < time.time() or _is_dead(lease):
             return None
         return f"{lease['host']}:{lease['process']}"
 
@@ -78,7 +78,7 @@ class Leases:
         with self.locked():
             for member in self.held:
                 lease = self._read(member)
-                if lease is not None and lease["owner"] == _OWNER:
+                if lease is not None and lease["owner"] == _owner():
                     self._file(member).unlink()
         self.held.clear()
 
@@ -93,13 +93,13 @@ class Leases:
     def _check(self) -> None:
         for member in sorted(self.held):
             lease = self._read(member)
-            if lease is None or lease["owner"] != _OWNER:
+            if lease is None or lease["owner"] != _owner():
                 by = "another worker" if lease is None else f"{lease['host']}:{lease['process']}"
                 raise RunError(f"the lease on member {member} ran out and {by} took it; this worker stops")
 
     def _write(self, members: Sequence[int]) -> None:
         self._renewed = time.monotonic()
-        owner = {"owner": _OWNER, "host": socket.gethostname(), "process": os.getpid()}
+        owner = {"owner": _owner(), "host": socket.gethostname(), "process": os.getpid()}
         for member in members:
             write_json(self._file(member), {**owner, "expires": time.time() + self.seconds})
 
@@ -109,6 +109,10 @@ class Leases:
 
     def _file(self, member: int) -> Path:
         return self.folder / f"{member:03d}.json"
+
+
+def _owner() -> str:
+    return f"{_OWNER}-{os.getpid()}"
 
 
 def _is_dead(lease: dict[str, Any]) -> bool:

@@ -152,7 +152,7 @@ class MemberStore:
             adapter, point = (
                 json.loads((first / name).read_text()) for name in ("adapter_config.json", "posterior.json")
             )
-            save_posterior(Mixture(list(done.values())), directory, adapter, point["base"])
+            save_posterior(Mixture(list(done.values())), directory, adapter, point["base"])  # type: ignore[arg-type]
 
     def _note(self, member: int, record: Mapping[str, Any]) -> None:
         write_json(self.path(member) / _RECORD, {"member": member, **record, "identity": self.identity()})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,8 @@ class Ensemble(L.Callback):
 def _record(trainer: L.Trainer, pl_module: LoRAEnsemble, place: int) -> dict[str, Any]:
     """What ``member.json`` says about how a member's training went."""
     best, ended = pl_module.states.best_nll[place], pl_module.states.reason[place] or "trained to the end"
-    return {"ended": ended, "step": trainer.global_step, "best_val_nll": best if math.isfinite(best) else None}
+    where = {"host": socket.gethostname(), "process": os.getpid()}
+    return {"ended": ended, "step": trainer.global_step, "best_val_nll": best if math.isfinite(best) else None, **where}
 
 
 def identity(trainer: L.Trainer, pl_module: LoRAEnsemble) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class LoRAEnsemble(MultipleChoiceModule):
             raise RunError(f"every member has failed: {'; '.join(sorted(set(self.states.reason)))}")
         return usable
 
-    def posterior(self) -> Mixture:
+    def posterior(self) -> Mixture:  # type: ignore[override]
         """The members that have not failed, as points of a mixture."""
         return Mixture([Point(self.member_parameters(index)) for index in self.usable_members()])
 

@@ -133,7 +133,7 @@ class AnswerModel(nn.Module):
         """
         left = self.readout == "label_token"
         batch = joined(batches, left, getattr(self.network.config, "pad_token_id", None) or 0)
-        with self.fan_out.apart(joined_state(batches, batch, samples)):
+        with self.fan_out.apart(joined_state(batch, samples)):
             return _unfold(self._read(batch, vocabulary), len(batches))
 
     @property

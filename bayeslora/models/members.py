@@ -73,17 +73,17 @@ def joined(batches: Sequence[AnswerBatch], left: bool, pad_id: int) -> AnswerBat
     )
 
 
-def joined_state(batches: Sequence[AnswerBatch], batch: AnswerBatch, samples: Samples) -> SiteState:
+def joined_state(batch: AnswerBatch, samples: Samples) -> SiteState:
     """The state of the sites for a pass in which sample s meets batch s.
 
     Args:
-        batches: The S batches.
-        batch: The same, joined.
+        batch: The S batches, joined.
         samples: The S samples; a row's noise is what it would be were its sample and batch alone.
     """
     keys = positions = None
     if samples.draws is not None:
-        keys = torch.cat([row_keys(one, samples[s : s + 1]) for s, one in enumerate(batches)])
+        every, own = row_keys(batch, samples), torch.arange(len(samples), device=batch.input_ids.device)
+        keys = every.view(len(samples), len(samples), -1)[own, own].flatten()  # sample s of batch s, of all pairs
         positions = positions_from_last(batch.attention_mask)
     return SiteState(len(samples), samples.weights, keys, positions, samples.perturbations, mask=batch.attention_mask)
 

@@ -52,4 +52,4 @@ def fitted(
 def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
     """Largest absolute difference of any entry."""
     assert first.keys() == second.keys()
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
+    return max(float((first[name] - second[name]).detach().abs().max()) for name in first)

@@ -206,7 +206,7 @@ def test_every_member_failing_stops_the_run(tmp_path: Path, data: Path) -> None:
         def member_losses(self, places, batches):  # type: ignore[no-untyped-def]
             return super().member_losses(places, batches) * torch.nan
 
-    with pytest.raises(RunError, match="every member has failed.*loss at step 0"):
+    with pytest.raises(RunError, match=r"every member has failed.*loss at step 0"):
         fitted(tmp_path, data, 2, AllBroken)
 
 
