@@ -30,13 +30,12 @@ from sampled_prediction import questions
 from torch import Tensor
 
 from bayeslora.models.answer_model import AnswerModel
+from bayeslora.models.curvature_fit import STRUCTURES, Task
+from bayeslora.models.curvature_rows import Network
 from bayeslora.models.jacobian import contrast_jacobian, linearised
-from bayeslora.models.kfac import gaussian, sweeps
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model
 from bayeslora.models.noise import generator
-from bayeslora.posteriors.laplace.function_space import ROWS, FunctionSpace, gram_matrices
-from bayeslora.posteriors.laplace.shards import MemoryShards
-from bayeslora.posteriors.laplace.softmax import softmax_root
+from bayeslora.posteriors.laplace.fit import Prior
 from bayeslora.types import AnswerBatch, GaussianPosterior, Predictive
 
 EVERY_LAYER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -47,7 +46,6 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 VOCABULARY = 32000
 PRECISION = 100.0
 AGAINST = {"kfac": "kron", "ekfac": "kron", "full": "kron", "diag": "diag"}  # ours, and theirs it is compared with
-TRUNCATED = "full, a quarter of its directions"
 BATCH = 8
 
 
@@ -113,30 +111,21 @@ def batches_of(count: int, tokens: int, options: int) -> list[AnswerBatch]:
 # --- what is fitted --------------------------------------------------------------------------------------------------
 
 
-def fit(structure: str, model: AnswerModel, batches: Sequence[AnswerBatch]) -> GaussianPosterior:
-    """Our posterior, ready to predict."""
-    if structure in ("full", TRUNCATED):
-        return fit_full(model, batches, share=0.25 if structure == TRUNCATED else 1.0)
-    shapes = {name: parameter.shape for name, parameter in model.trainable().items()}
-    for sweep in sweeps(structure, shapes):
-        for batch in batches:
-            sweep.update(model, batch)
-    return gaussian(sweep, model.trainable(), PRECISION)
-
-
-def fit_full(model: AnswerModel, batches: Sequence[AnswerBatch], share: float) -> GaussianPosterior:
-    """The full matrix by its rows, in bfloat16 and in memory, with a share of its directions."""
-    shards = MemoryShards()
-    for index, batch in enumerate(batches):
-        logits, rows = contrast_jacobian(model, batch, None, torch.bfloat16, softmax_root)
-        flat = {ROWS + name: value.flatten(2).flatten(0, 1) for name, value in rows.items()}
-        shards.write(index, {"logits": logits, **flat})
-    sizes = {name: parameter.numel() for name, parameter in model.trainable().items()}
-    grams = gram_matrices(shards, None, sizes, dict.fromkeys(sizes, "all"))
-    budget = share * grams.train.shape[-1] * sum(sizes.values()) * torch.bfloat16.itemsize
-    cells = ({"all": ["all"]}, {"all": list(sizes)})
-    curvature = FunctionSpace(model.trainable(), grams, *cells, shards, budget, torch.bfloat16)
-    return curvature.posterior(torch.tensor([PRECISION]))
+def fit(structure: str, model: AnswerModel, batches: Sequence[AnswerBatch], share: float = 1.0) -> GaussianPosterior:
+    """Our posterior, ready to predict; of the full matrix with a share of its directions."""
+    device = batches[0].label.device
+    network = Network(
+        parameters=dict(model.trainable()),
+        logits=lambda batch: model(batch).logits,
+        jacobian=partial(contrast_jacobian, model),
+        label=lambda batch: batch.label,
+        move=lambda batch: batch.to(device),
+        model=model,
+    )
+    rows = sum(len(batch) * (batch.answer_mask.shape[1] - 1) for batch in batches)
+    most = share * rows * torch.bfloat16.itemsize * sum(value.numel() for value in network.parameters.values())
+    task = Task(network, batches, None, None, "benchmark", max_bytes=most)
+    return STRUCTURES[structure](task).choose(Prior(precision=PRECISION))[0]
 
 
 def seconds_of(action: Callable[[], Any]) -> tuple[float, Any]:
@@ -217,7 +206,8 @@ def predict(options: argparse.Namespace) -> None:
     print(f"{options.questions} training questions of {options.tokens} tokens, predicted {BATCH} at a time")
     for count, target in ((4, 5), (2, 3)):
         batches = batches_of(options.questions, options.tokens, count)
-        test, posteriors = batches[0], {name: fit(name, model, batches) for name in (*AGAINST, TRUNCATED)}
+        test, posteriors = batches[0], {name: fit(name, model, batches) for name in AGAINST}
+        posteriors["full, a quarter of its directions"] = fit("full", model, batches, share=0.25)
         contestants = dict(predictions(model, test, posteriors))
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
         for turn in range(options.rounds + 1):

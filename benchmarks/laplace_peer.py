@@ -1,4 +1,7 @@
-"""laplace-torch on our model: the opponent of laplace_lora.py."""
+"""laplace-torch on our model: the opponent of laplace_lora.py.
+
+Its batched backward passes have no rule for fused attention and would fall back to a loop, so attention is written out.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.types import AnswerBatch
@@ -56,7 +60,7 @@ def fit(structure: str, model: AnswerModel, batches: Sequence[AnswerBatch], prec
     from laplace.curvature import CurvlinopsGGN
 
     options: dict[str, Any] = {"subset_of_weights": "all", "hessian_structure": structure, "backend": CurvlinopsGGN}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), written_out():
         warnings.simplefilter("ignore")
         posterior = Laplace(AsFunction(model, batches[0]), "classification", prior_precision=precision, **options)
         posterior.fit(Batches(batches), progress_bar=False)
@@ -65,9 +69,16 @@ def fit(structure: str, model: AnswerModel, batches: Sequence[AnswerBatch], prec
 
 def predict(posterior: Any, batch: AnswerBatch) -> Tensor:
     """Linearised prediction: probabilities ``[B, C]``, by their probit link, the cheapest they have."""
-    return posterior(as_dict(batch), pred_type="glm", link_approx="probit")
+    with written_out():
+        return posterior(as_dict(batch), pred_type="glm", link_approx="probit")
 
 
 def variance(posterior: Any, batch: AnswerBatch) -> Tensor:
     """Covariance of the logits ``[B, C, C]``."""
-    return posterior._glm_predictive_distribution(as_dict(batch))[1]
+    with written_out():
+        return posterior._glm_predictive_distribution(as_dict(batch))[1]
+
+
+def written_out() -> Any:
+    """Within the block, attention is made of plain products."""
+    return sdpa_kernel(SDPBackend.MATH)
