@@ -254,12 +254,10 @@ class Posterior(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain types from which ``from_state_dict`` rebuilds the posterior bit for bit."""
-        ...
+        """Tensors and plain types from which the family's ``from_state_dict`` rebuilds the posterior bit for bit.
 
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> Posterior:
-        """The posterior that ``state_dict`` described."""
+        A mixture is rebuilt by ``from_components`` instead: its components keep their own.
+        """
         ...
 
 

@@ -57,7 +57,7 @@ class PosteriorCallback(L.Callback):
         self._path: PredictionPath | None = None
 
     @property
-    def posterior(self) -> Posterior | Mixture | None:
+    def posterior(self) -> Posterior | None:
         """The posterior as it stands, which a run folder saves; None where there is none yet."""
         raise NotImplementedError
 
@@ -66,7 +66,7 @@ class PosteriorCallback(L.Callback):
         """What the prediction path and tables call the method."""
         return type(self).__name__
 
-    def required_posterior(self) -> Posterior | Mixture:
+    def required_posterior(self) -> Posterior:
         """The posterior to predict with.
 
         Raises:
@@ -108,14 +108,14 @@ class PosteriorCallback(L.Callback):
         """Leave the prediction path."""
         self.on_test_end(trainer, pl_module)
 
-    def _predictor(self, pl_module: L.LightningModule, posterior: Posterior | Mixture) -> Predict:
+    def _predictor(self, pl_module: L.LightningModule, posterior: Posterior) -> Predict:
         if self.predict == "linearised":
             return _linearised(pl_module, posterior, self.label)
         seed = getattr(pl_module, "seed", 0) if self.seed is None else self.seed
         bank = posterior.sample(self._draws(posterior), generator(seed, self.label, "posterior"))
         return bank_predictor(pl_module, bank, self.logits_fn, stream(seed, "test") if self.dropout else None)
 
-    def _draws(self, posterior: Posterior | Mixture) -> int:
+    def _draws(self, posterior: Posterior) -> int:
         """How many samples to draw: S for every component of a mixture."""
         return self.samples * len(getattr(posterior, "components", [posterior]))
 
@@ -154,7 +154,7 @@ class SavedPosteriors(PosteriorCallback):
         self._mixture: Mixture | None = None
 
     @property
-    def posterior(self) -> Posterior | Mixture | None:
+    def posterior(self) -> Posterior | None:
         """The mixture of the posteriors that were read."""
         return self._mixture
 
@@ -187,7 +187,7 @@ class SavedPosteriors(PosteriorCallback):
 
     on_predict_start = on_test_start
 
-    def _draws(self, posterior: Posterior | Mixture) -> int:
+    def _draws(self, posterior: Posterior) -> int:
         """S of every component, one of a plain run, whose samples are all the same."""
         points = isinstance(posterior, Mixture) and all(c.family == "point" for c in posterior.components)
         return len(self.folders) if points and not self.dropout else super()._draws(posterior)
@@ -210,6 +210,11 @@ def weight_sets(pl_module: L.LightningModule) -> list[dict[str, Tensor]]:
 def active_members(pl_module: L.LightningModule) -> tuple[int, ...]:
     """Which of :func:`weight_sets` still train."""
     return pl_module.active_members() if isinstance(pl_module, MultipleChoiceModule) else (0,)
+
+
+def usable_members(pl_module: L.LightningModule) -> tuple[int, ...]:
+    """Which of :func:`weight_sets` have not failed."""
+    return pl_module.usable_members() if isinstance(pl_module, MultipleChoiceModule) else (0,)
 
 
 def bank_predictor(
@@ -261,7 +266,7 @@ def _one_by_one(pl_module: L.LightningModule, bank: Mapping[str, Tensor], logits
     return predict
 
 
-def _linearised(pl_module: L.LightningModule, posterior: Posterior | Mixture, label: str) -> Predict:
+def _linearised(pl_module: L.LightningModule, posterior: Posterior, label: str) -> Predict:
     if not isinstance(posterior, GaussianPosterior):
         raise UsageError(f"{label}'s posterior ({posterior.family}) is no Gaussian; allowed: predict samples")
     if not isinstance(pl_module, MultipleChoiceModule):

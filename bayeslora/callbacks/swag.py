@@ -16,6 +16,7 @@ from bayeslora.callbacks.posterior import (
     active_members,
     bank_predictor,
     trainable_of,
+    usable_members,
     weight_sets,
 )
 from bayeslora.callbacks.schedule import Schedule, Steps, install
@@ -111,6 +112,7 @@ class SWAG(PosteriorCallback):
         check_options("full" if mode == CHECKPOINTS else mode, self.scale, self.divisor, self.rank)
         self.schedule, self.start_from_best, self.device, self.label_fn = schedule, start_from_best, device, label_fn
         self.members: list[Moments] = []
+        self._usable: tuple[int, ...] = ()  # the members that have not failed
         self._first = 0  # the resolved start, in units
         self._seen = 0  # optimiser steps at the last look
         self._went_back = False
@@ -124,24 +126,25 @@ class SWAG(PosteriorCallback):
         return self.members[0] if len(self.members) == 1 else None
 
     @property
-    def posterior(self) -> Posterior | Mixture | None:
+    def posterior(self) -> Posterior | None:
         """What the snapshots so far make; None where they are too few, or prediction is left to others."""
         least = 1 if self.mode == "swa" else 2
-        enough = [moments.count >= least for moments in self.members] or [False]
+        enough = [self.members[index].count >= least for index in self._usable] or [False]
         return self.required_posterior() if all(enough) and self.predict is not None else None
 
-    def required_posterior(self) -> Posterior | Mixture:
-        """The posterior to predict with: that of the network trained, or every member's own as equal parts.
+    def required_posterior(self) -> Posterior:
+        """The posterior to predict with: that of the network trained, or of every member that has not failed.
 
         Raises:
             UsageError: too few snapshots.
         """
-        parts = [self._posterior_of(moments) for moments in self.members or [Moments(Layout({}), self.rank)]]
+        collected = [self.members[index] for index in self._usable] or [Moments(Layout({}), self.rank)]
+        parts = [self._posterior_of(moments) for moments in collected]
         if len(parts) == 1:
             return parts[0]
         return Mixture([one for part in parts for one in (part.components if isinstance(part, Mixture) else [part])])
 
-    def _posterior_of(self, moments: Moments) -> Posterior | Mixture:
+    def _posterior_of(self, moments: Moments) -> Posterior:
         if self.mode == CHECKPOINTS:
             return moments.checkpoints()
         return moments.posterior(self.mode, self.scale, self.divisor)
@@ -153,7 +156,7 @@ class SWAG(PosteriorCallback):
         parts = [name, "dropout" * self.dropout, "linearised" * (self.predict == "linearised")]
         return "_".join(filter(None, parts))
 
-    def _draws(self, posterior: Posterior | Mixture) -> int:
+    def _draws(self, posterior: Posterior) -> int:
         """One draw of every checkpoint and of the mean, which have no others; S of the Gaussian."""
         if self.dropout or self.mode not in ("swa", CHECKPOINTS):
             return super()._draws(posterior)
@@ -171,7 +174,7 @@ class SWAG(PosteriorCallback):
         if any(kind in strategy for kind in ("FSDP", "DeepSpeed", "ModelParallel")):
             raise UsageError(f"SWAG needs whole weights, {strategy} shards them; use a single device or strategy ddp")
         if stage == "fit" and trainer.global_step == 0:
-            self.members, self._went_back = [], False
+            self.members, self._usable, self._went_back = [], (), False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find out where collection starts and set up moments and schedule.
@@ -187,6 +190,7 @@ class SWAG(PosteriorCallback):
                 f"the snapshots are of {len(self.members)} networks, the model trains {len(networks)}; give the "
                 "members as they were when the checkpoint was written"
             )
+        self._usable = usable_members(pl_module)
         for moments, parameters in zip(self.members, networks, strict=True):
             moments.check(parameters, "the model")
             if self.device == "same":
@@ -244,6 +248,7 @@ class SWAG(PosteriorCallback):
         else:
             after = trainer.current_epoch - self._first
             due = trainer.is_last_batch and after >= 0 and after % self.every == 0
+        self._usable = usable_members(pl_module)
         if due:
             networks = weight_sets(pl_module)
             for index in active_members(pl_module):
@@ -260,9 +265,9 @@ class SWAG(PosteriorCallback):
         """Take the mean as it stands, where there is one and the module's logits and labels can be had."""
         own = isinstance(pl_module, MultipleChoiceModule)
         known = own or (self.logits_fn is not None and self.label_fn is not None)
-        collected = bool(self.members) and all(moments.count for moments in self.members)
-        if known and not trainer.sanity_checking and collected:
-            means = [moments.layout.split(moments.mean) for moments in self.members]
+        collected = [self.members[index] for index in self._usable]
+        if known and not trainer.sanity_checking and collected and all(moments.count for moments in collected):
+            means = [moments.layout.split(moments.mean) for moments in collected]
             bank = {name: torch.stack([mean[name] for mean in means]) for name in means[0]}
             self._validate_mean = bank_predictor(pl_module, bank, self.logits_fn)
 
@@ -297,11 +302,13 @@ class SWAG(PosteriorCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The moments and where collection stands."""
-        return {"moments": [moments.state_dict() for moments in self.members], "went_back": self._went_back}
+        moments = [moments.state_dict() for moments in self.members]
+        return {"moments": moments, "usable": list(self._usable), "went_back": self._went_back}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the moments of a checkpoint."""
         self.members = [Moments.from_state_dict(state) for state in state_dict["moments"]]
+        self._usable = tuple(state_dict["usable"])
         self._went_back = state_dict["went_back"]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
