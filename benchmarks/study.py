@@ -54,6 +54,14 @@ ROWS = {
     "map": Row(("map",)),
     "mc_dropout": Row(("mc_dropout",)),
     "swag": Row(("swag",)),
+    "swag_scale_256": Row(("swag",), ("--trainer.callbacks.scale=256",), trained="swag"),
+    "ensemble": Row(("ensemble",)),
+    "multiswag": Row(("ensemble", "swag")),
+    "multiswag_scale_256": Row(("ensemble", "swag"), ("--trainer.callbacks.scale=256",), trained="multiswag"),
+    "tfb": Row(("mle", "tfb"), trained="mle"),
+    "c_lora": Row(("c_lora",)),
+    "c_lora_mean": Row(("c_lora", "c_lora_mean"), trained="c_lora"),
+    "c_lora_fe": Row(("c_lora", "c_lora_fe")),
 }
 
 
@@ -81,7 +89,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--labels", type=int, default=120)
     parser.add_argument("--steps", type=int, default=600, help="optimiser steps of a training")
-    parser.add_argument("--questions", type=int, default=1000, help="of each test set")
+    parser.add_argument("--questions", type=int, default=500, help="of each test set")
     parser.add_argument("--reference", help="the row that the others are compared with (the first)")
     parser.add_argument("--no-temperature", action="store_true", help="leave the rows with a temperature out")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
