@@ -20,6 +20,7 @@ commands:
   predict    predict the test sets without metrics; writes predict/predictions.parquet
   ensemble   train what is missing of an ensemble: bayeslora ensemble -c CONFIG --members 5 --mode auto
   compare    one table and its plots of many runs: bayeslora compare RUN [RUN ...]
+  laplace    Laplace's Gaussian around a finished run or any adapter: bayeslora laplace -c CONFIG [--adapter DIR]
   tfb        make any LoRA adapter Bayesian without training: bayeslora tfb --adapter DIR -c CONFIG
   dynamics   what an ensemble knew, doubted and forgot, epoch by epoch: bayeslora dynamics RUN
 
@@ -80,11 +81,15 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from bayeslora.dynamics import main as dynamics
 
         return lambda args: dynamics(args[1:])
+    if name == "laplace":
+        from bayeslora.laplace_command import main as laplace
+
+        return lambda args: laplace(args[1:])
     if name == "tfb":
         from bayeslora.tfb_command import main as tfb
 
         return lambda args: tfb(args[1:])
-    commands = "fit, test, validate, predict, ensemble, compare, dynamics, tfb"
+    commands = "fit, test, validate, predict, ensemble, compare, dynamics, laplace, tfb"
     raise UsageError(f"unknown command {name!r}; allowed: {commands}")
 
 

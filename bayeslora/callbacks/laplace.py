@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -321,7 +321,8 @@ def _progress(trainer: L.Trainer, iterable: Iterable[Any], what: str) -> Iterabl
     from rich.progress import track
 
     shown = trainer.progress_bar_callback is not None
-    return track(iterable, what, total=len(iterable) if hasattr(iterable, "__len__") else None, disable=not shown)
+    total = len(iterable) if isinstance(iterable, Sized) else None
+    return track(iterable, what, total=total, disable=not shown)
 
 
 def _line(report: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import UsageError
+from bayeslora.files import write_json
 from bayeslora.models.curvature_rows import Network, collect
 from bayeslora.models.kfac import STRUCTURES as BLOCK_STRUCTURES
 from bayeslora.models.kfac import gaussian, sweeps
@@ -31,7 +33,9 @@ from bayeslora.posteriors.laplace.shards import (
     load_checked,
     save_checked,
 )
+from bayeslora.posteriors.state import parameters_of, state_of
 
+_WEIGHTS, _RECORD, _GRAMS = "weights.safetensors", "fit.json", "grams.safetensors"
 Watch = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
@@ -106,19 +110,55 @@ def fit_full(task: Task) -> Fit:
         )
         collect_validation(task, validation)
     mean = task.mean
-    cell_of = cells_of(names)
     with task.stage("gram"):
-        grams = _grams(task, train, validation, cell_of)
-    figures = {
-        **_counts(train),
-        "m": grams.train.shape[-1],
-        "parameters": sum(value.numel() for value in mean.values()),
-    }
+        grams = _grams(task, train, validation, cells_of(names))
+    size = sum(value.numel() for value in mean.values())
+    figures = {**_counts(train), "m": grams.train.shape[-1], "parameters": size}
+    if task.folder is not None:
+        initial = state_of("initial", task.initial or {})
+        save_checked(task.folder / _WEIGHTS, {**state_of("mean", mean), **initial}, task.key)
+        plain = {"key": task.key, "names": names, "figures": figures, "max_bytes": task.max_bytes}
+        write_json(task.folder / _RECORD, {**plain, "dtype": str(task.dtype)})
+    return _full(mean, task.initial, grams, (train, validation), figures, task.max_bytes, task.dtype)
+
+
+def _full(
+    mean: Mapping[str, Tensor],
+    initial: Mapping[str, Tensor] | None,
+    grams: Grams,
+    shards: tuple[Shards, Shards | None],
+    figures: dict[str, Any],
+    max_bytes: float,
+    dtype: torch.dtype,
+) -> Fit:
+    train, cell_of = shards[0], cells_of(mean)
 
     def curvature(groups: Groups) -> Curvature:
-        return FunctionSpace(mean, grams, groups, names_of(cell_of), train, task.max_bytes, task.dtype)
+        return FunctionSpace(mean, grams, groups, names_of(cell_of), train, max_bytes, dtype)
 
-    return Fit(mean, task.initial, cell_of, *_labelled(train, validation), curvature, figures)
+    return Fit(mean, initial, cell_of, *_labelled(*shards), curvature, figures)
+
+
+def load_full(folder: Path) -> Fit:
+    """A full fit from its folder: for another choice of the prior, without the model.
+
+    Args:
+        folder: ``<run folder>/laplace/<key>``.
+
+    Raises:
+        UsageError: no fit there that is complete, or a damaged file.
+    """
+    if not (folder / _RECORD).exists():
+        raise UsageError(f"{folder} holds no complete fit ({_RECORD} is missing); run bayeslora laplace first")
+    record = json.loads((folder / _RECORD).read_text())
+    state = load_checked(folder / _WEIGHTS, record["key"])
+    mean, initial = parameters_of("mean", state), parameters_of("initial", state)
+    mean = {name: mean[name] for name in record["names"]}
+    cells = list(dict.fromkeys(cells_of(mean).values()))
+    grams = Grams(cells, **load_checked(folder / _GRAMS, record["key"]))
+    train, validation = (DiskShards(folder / split, record["key"]) for split in ("train", "validation"))
+    dtype = getattr(torch, record["dtype"].removeprefix("torch."))
+    return _full(mean, initial or None, grams, (train, validation), record["figures"], record["max_bytes"], dtype)
 
 
 def collect_validation(task: Task, shards: Shards | None) -> None:
@@ -156,7 +196,7 @@ def _counts(train: Shards) -> dict[str, Any]:
 def _grams(task: Task, train: Shards, validation: Shards | None, cell_of: Mapping[str, str]) -> Grams:
     """The Gram matrices, from disk where they have been computed."""
     sizes = {name: parameter.numel() for name, parameter in task.network.parameters.items()}
-    file = None if task.folder is None else task.folder / "grams.safetensors"
+    file = None if task.folder is None else task.folder / _GRAMS
     cells = list(dict.fromkeys(cell_of[name] for name in sizes))
     if file is not None and file.exists():
         return Grams(cells, **load_checked(file, task.key))

@@ -25,7 +25,12 @@ def link(name: str, samples: int, seed: int) -> Link:
         samples: Number of draws of ``mc``.
         seed: Of the draws.
     """
-    return {"linearised": Predictive.from_gaussian, "probit": probit, "mc": partial(drawn, samples, seed)}[name]
+    links: dict[str, Link] = {
+        "linearised": Predictive.from_gaussian,
+        "probit": probit,
+        "mc": partial(drawn, samples, seed),
+    }
+    return links[name]
 
 
 def probit(mean: Tensor, covariance: Tensor) -> Predictive:
