@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bayeslora import dynamics_tables as tables
-from bayeslora.dynamics_course import Course, joined, read_course
+from bayeslora.dynamics_course import Course, followed, joined, read_course
 from bayeslora.dynamics_measures import RESAMPLES
 from bayeslora.errors import UsageError
 from bayeslora.files import replacing, write_json
@@ -76,7 +76,7 @@ def dynamics(
         UsageError: no or damaged files, runs that do not belong together, or ``out`` holds files already.
     """
     if out is None:
-        out = runs[0] / NAME / "analysis"
+        out = followed(runs[0]) / "analysis"
     if not overwrite and out.is_dir() and any(out.iterdir()):
         raise UsageError(f"{out} already holds files; give another --out, or --overwrite to replace them")
     course = joined([read_course(run) for run in runs])

@@ -16,7 +16,7 @@ from bayeslora.metrics.answers import UNKNOWN, Answers
 from bayeslora.predictions import read_predictions
 from bayeslora.types import CONTRACT_VERSION
 
-VALIDATION = "validation"
+VALIDATION = "validation"  # as the datamodules call it, which need more than files to be imported
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,21 @@ class Course:
         return [epoch.datasets[dataset] for epoch in self.epochs]
 
 
-def read_course(folder: Path) -> Course:
-    """Read a folder of the ``Dynamics`` callback, or a run folder that holds one; unfinished epochs are left out.
+def followed(run: Path) -> Path:
+    """The folder with the epochs: that of a run, or the one that is given."""
+    return run if any(run.glob("epoch-*.json")) else run / "dynamics"
+
+
+def read_course(run: Path) -> Course:
+    """Read what the ``Dynamics`` callback left in a run folder, or in a folder; unfinished epochs are left out.
 
     Raises:
         UsageError: no epochs, no base model, a damaged file, missing labels, or epochs with different questions.
     """
-    folder = folder if any(folder.glob("epoch-*.json")) else folder / "dynamics"
-    records = sorted(folder.glob("epoch-*.json"))
-    if not records:
+    folder = followed(run)
+    epochs = sorted((_read_epoch(file) for file in folder.glob("epoch-*.json")), key=lambda found: found[0].number)
+    if not epochs:
         raise UsageError(f"no epochs in {folder}; train with the callback bayeslora.callbacks.Dynamics")
-    epochs = [_read_epoch(file) for file in records]
     if epochs[0][0].number != 0:
         raise UsageError(
             f"{folder} starts with epoch {epochs[0][0].number} and lacks the base model, epoch 0; train from the start "

@@ -122,7 +122,8 @@ def known(course: Any) -> Iterator[tuple[str, Any]]:
 def report(found: Sequence[dict[str, Any]], out: Path) -> None:
     """Means over seeds with half of their 95 % t intervals, as JSON and Markdown, and plots of the means."""
     verdicts = [named(run) for run in found]
-    tables = {"signals": signals(found)} | {name: means(found, name, columns) for name, columns in MEANS.items()}
+    tables = {"signals": signals(found), "mutual information is higher": higher(found)}
+    tables |= {name: means(found, name, columns) for name, columns in MEANS.items()}
     head = {
         "seeds": len(found),
         "best_epochs": [run["best_epoch"] for run in found],
@@ -156,6 +157,16 @@ def means(found: Sequence[dict[str, Any]], table: str, columns: Sequence[str]) -
         for column in columns:
             row |= averaged(column, [one[column] for one in same if one[column] is not None])
         rows.append(row)
+    return rows
+
+
+def higher(found: Sequence[dict[str, Any]]) -> list[Row]:
+    """In how many seeds mutual information is clearly higher, or lower, than in distribution: intervals without zero."""
+    rows: list[Row] = []
+    for same in zip(*(run["tables"]["detection"] for run in found), strict=True):
+        ends = [(one["epistemic_difference_low"], one["epistemic_difference_high"]) for one in same]
+        row: Row = {"dataset": same[0]["dataset"], "epoch": same[0]["epoch"], "seeds": len(found)}
+        rows.append(row | {"higher": sum(low > 0 for low, _ in ends), "lower": sum(high < 0 for _, high in ends)})
     return rows
 
 

@@ -67,3 +67,18 @@ def test_means_are_over_the_seeds_in_which_a_number_is_defined(study: ModuleType
     assert rows[1]["nll_half"] is None
     ends = study.with_ends(rows[0], ["nll"])
     assert ends["nll_high"] - ends["nll_low"] == pytest.approx(2 * rows[0]["nll_half"])
+
+
+def test_seeds_count_whose_intervals_leave_out_zero(study: ModuleType) -> None:
+    ends = [(0.1, 0.3), (-0.1, 0.2), (-0.4, -0.1), (0.0, 0.0)]
+    found = [
+        {
+            "tables": {
+                "detection": [
+                    {"dataset": "ood", "epoch": 5, "epistemic_difference_low": low, "epistemic_difference_high": high}
+                ]
+            }
+        }
+        for low, high in ends
+    ]
+    assert study.higher(found) == [{"dataset": "ood", "epoch": 5, "seeds": 4, "higher": 1, "lower": 1}]
