@@ -161,7 +161,7 @@ def means(found: Sequence[dict[str, Any]], table: str, columns: Sequence[str]) -
 
 
 def higher(found: Sequence[dict[str, Any]]) -> list[Row]:
-    """In how many seeds mutual information is clearly higher, or lower, than in distribution: intervals without zero."""
+    """In how many seeds mutual information is clearly higher or lower than in distribution (intervals without zero)."""
     rows: list[Row] = []
     for same in zip(*(run["tables"]["detection"] for run in found), strict=True):
         ends = [(one["epistemic_difference_low"], one["epistemic_difference_high"]) for one in same]
