@@ -22,6 +22,7 @@ from bayeslora.posteriors.laplace.blocks import as_matrix
 from bayeslora.posteriors.laplace.diagonal import DiagonalBlock, DiagonalPosterior
 from bayeslora.posteriors.laplace.kronecker import KroneckerBlock, KroneckerPosterior, KroneckerSums
 from bayeslora.posteriors.laplace.softmax import softmax_root
+from bayeslora.posteriors.state import parameters_of
 from bayeslora.types import AnswerBatch
 
 RANK = 32
@@ -40,12 +41,12 @@ class Sweep(Protocol):
         """Every parameter's block, once all questions are in."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain types from which ``load_state_dict`` goes on bit for bit."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors from which ``load_state_dict`` goes on bit for bit."""
         ...
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what ``state_dict`` described."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what ``state_dict`` of a pass with the same arguments described."""
         ...
 
 
@@ -140,14 +141,15 @@ class KroneckerSweep:
         """Every parameter's block."""
         return {name: sums.block(sums.inner.trace) for name, sums in self.sums.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """The sums by parameter."""
-        return {name: sums.state_dict() for name, sums in self.sums.items()}
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums, ``parameter/side/kind``."""
+        states = {name: sums.state_dict() for name, sums in self.sums.items()}
+        return {f"{name}/{key}": tensor for name, state in states.items() for key, tensor in state.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take up the sums that ``state_dict`` described."""
         for name, sums in self.sums.items():
-            sums.load_state_dict(state[name])
+            sums.load_state_dict(parameters_of(name, state))
 
 
 class TokenSweep(KroneckerSweep):
@@ -221,14 +223,15 @@ class TokenSweep(KroneckerSweep):
         """Every parameter's block."""
         return {name: sums.block(self.counts[name]) for name, sums in self.sums.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """The sums and counts by parameter."""
-        return {"sums": super().state_dict(), "counts": dict(self.counts)}
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums, and what inputs are divided by."""
+        counts = {f"{name}/count": torch.tensor(count) for name, count in self.counts.items()}
+        return {**super().state_dict(), **counts}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take up what ``state_dict`` described."""
-        super().load_state_dict(state["sums"])
-        self.counts = dict(state["counts"])
+        super().load_state_dict(state)
+        self.counts = {name: int(state[f"{name}/count"]) for name in self.counts}
 
 
 class EigenSweep:
@@ -258,16 +261,14 @@ class EigenSweep:
         """Every parameter's block."""
         return {name: KroneckerBlock(self.sums[name], b.left, b.right) for name, b in self.bases.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Sums and eigenvectors by parameter."""
-        return {name: {"sum": self.sums[name], "left": b.left, "right": b.right} for name, b in self.bases.items()}
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums by parameter; the eigenvectors are the first pass's."""
+        return {name: values.cpu() for name, values in self.sums.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what ``state_dict`` described."""
-        for name, block in self.bases.items():
-            own = state[name]
-            self.sums[name] = own["sum"].to(block.values.device)
-            self.bases[name] = KroneckerBlock(block.values, own["left"], own["right"])
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the sums that ``state_dict`` described."""
+        for name, values in self.sums.items():
+            values.copy_(state[name])
 
 
 class DiagonalSweep:
@@ -300,12 +301,12 @@ class DiagonalSweep:
         """Every parameter's block."""
         return {name: DiagonalBlock(values) for name, values in self.sums.items()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The sums by parameter."""
-        return dict(self.sums)
+        return {name: values.cpu() for name, values in self.sums.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what ``state_dict`` described."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the sums that ``state_dict`` described."""
         for name, values in self.sums.items():
             values.copy_(state[name])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,17 +79,14 @@ class OuterSum:
     def _test_matrix(self) -> Tensor:
         return _orthonormal(*self._sum.shape, self.device)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain types from which :meth:`from_state_dict` rebuilds the sum bit for bit."""
-        return {"rank": self.rank, "sum": self._sum.cpu(), "trace": self._trace.cpu()}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors from which :meth:`load_state_dict` goes on bit for bit."""
+        return {"sum": self._sum.cpu(), "trace": self._trace.cpu()}
 
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str = "cpu") -> OuterSum:
-        """The sum that ``state_dict`` described."""
-        outer = cls(len(state["sum"]), state["rank"], device)
-        outer._sum.copy_(state["sum"])
-        outer._trace.copy_(state["trace"])
-        return outer
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the sum that ``state_dict`` described, of the same size and rank."""
+        self._sum.copy_(state["sum"])
+        self._trace.copy_(state["trace"])
 
 
 @lru_cache(maxsize=8)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bayeslora.posteriors.laplace.blocks import BlockGaussian
 from bayeslora.posteriors.laplace.factors import OuterSum
+from bayeslora.posteriors.state import parameters_of
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,15 @@ class KroneckerSums:
         inner = torch.where(scale > 0, inner / scale, 0.0)
         return KroneckerBlock(torch.outer(outer, inner), left, right)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain types from which :meth:`load_state_dict` rebuilds the sums bit for bit."""
-        return {"outer": self.outer.state_dict(), "inner": self.inner.state_dict()}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors from which :meth:`load_state_dict` goes on bit for bit."""
+        sides = {"outer": self.outer.state_dict(), "inner": self.inner.state_dict()}
+        return {f"{side}/{kind}": tensor for side, state in sides.items() for kind, tensor in state.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take up the sums that ``state_dict`` described."""
-        self.outer, self.inner = (OuterSum.from_state_dict(state[side], self.outer.device) for side in state)
+        for side, outer in (("outer", self.outer), ("inner", self.inner)):
+            outer.load_state_dict(parameters_of(side, state))
 
 
 class KroneckerPosterior(BlockGaussian[KroneckerBlock]):
