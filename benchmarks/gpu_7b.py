@@ -75,7 +75,8 @@ def nf4_llama(sizes: dict[str, int], device: torch.device) -> nn.Module:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096, use_cache=False, **sizes)
+    usual = {"vocab_size": VOCABULARY, "max_position_embeddings": 4096, "use_cache": False}
+    config = LlamaConfig(**{**usual, **sizes})
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     for path, linear in list(model.model.named_modules()):

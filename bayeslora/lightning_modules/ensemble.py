@@ -157,9 +157,12 @@ class LoRAEnsemble(MultipleChoiceModule):
                 "the members of one run folder among them"
             )
         super().configure_model()
-        found = (
-            {} if self.store is None or self.base_only else MemberStore(self.store).load(self.model.base_fingerprint)
-        )
+        self.stack()
+
+    def stack(self) -> None:
+        """Stack the members on the model, with the weights they start from, or with those they have in ``store``."""
+        stored = self.store is not None and not self.base_only
+        found = MemberStore(self.store).load(self.model.base_fingerprint) if stored else {}  # type: ignore[arg-type]
         if found:
             self.states = MemberStates(list(found), self.states.patience)
             self.member_nll = nn.ModuleList(MeanMetric() for _ in found)

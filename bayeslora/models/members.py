@@ -46,30 +46,28 @@ def joined(batches: Sequence[AnswerBatch], left: bool, pad_id: int) -> AnswerBat
     sizes = {(len(batch), len(batch.input_ids)) for batch in batches}
     if len(sizes) != 1:
         raise ValueError(f"batches of one pass must have equally many questions and rows; given {sorted(sizes)}")
-    options = max(batch.answer_ids.shape[1] for batch in batches)
 
-    def rows(tensors: Sequence[Tensor], value: int = 0) -> Tensor:
+    def wide(tensors: Sequence[Tensor], left: bool = False, value: int = 0) -> Tensor:
         width = max(tensor.shape[1] for tensor in tensors)
         gaps = [width - tensor.shape[1] for tensor in tensors]
-        return torch.cat(
-            [pad(t, (gap, 0) if left else (0, gap), value=value) for t, gap in zip(tensors, gaps, strict=True)]
-        )
-
-    def columns(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([pad(tensor, (0, options - tensor.shape[1])) for tensor in tensors])
+        padded = [
+            pad(t, (gap, 0) if left else (0, gap), value=value) if gap else t
+            for t, gap in zip(tensors, gaps, strict=True)
+        ]
+        return torch.cat(padded)
 
     types = [batch.token_type_ids for batch in batches if batch.token_type_ids is not None]
     return AnswerBatch(
-        input_ids=rows([batch.input_ids for batch in batches], pad_id),
-        attention_mask=rows([batch.attention_mask for batch in batches]),
+        input_ids=wide([batch.input_ids for batch in batches], left, pad_id),
+        attention_mask=wide([batch.attention_mask for batch in batches], left),
         example_of_row=torch.cat([batch.example_of_row + index * len(batch) for index, batch in enumerate(batches)]),
         option_of_row=torch.cat([batch.option_of_row for batch in batches]),
-        answer_ids=columns([batch.answer_ids for batch in batches]),
-        answer_mask=columns([batch.answer_mask for batch in batches]),
+        answer_ids=wide([batch.answer_ids for batch in batches]),
+        answer_mask=wide([batch.answer_mask for batch in batches]),
         label=torch.cat([batch.label for batch in batches]),
         example_id=torch.cat([batch.example_id for batch in batches]),
         dataset=batches[0].dataset,
-        token_type_ids=rows(types) if types else None,
+        token_type_ids=wide(types, left) if types else None,
     )
 
 
