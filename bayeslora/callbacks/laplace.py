@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,15 +176,10 @@ class Laplace(PosteriorCallback):
             UsageError: nothing to fit, too small a disk, or a choice that cannot be made.
             RunError: numbers that are not finite.
         """
-        training = pl_module.training
-        pl_module.eval()
-        try:
-            with trainer.precision_plugin.forward_context():
-                task = self._task(trainer, pl_module)
-                structure = self._structure(task)
-                self.fit = STRUCTURES[structure](task)
-        finally:
-            pl_module.train(training)
+        with _evaluating(pl_module), trainer.precision_plugin.forward_context():
+            task = self._task(trainer, pl_module)
+            structure = self._structure(task)
+            self.fit = STRUCTURES[structure](task)
         with task.stage("select"):
             posterior, choice, report = self.fit.choose(self.prior)
         self._posterior, self._temperature = posterior, choice.temperature
@@ -297,6 +293,18 @@ def network_of(
         return linear_jacobian(pl_module, logits, batch, names, dtype, directions)
 
     return Network(parameters, logits, foreign, label_fn or (lambda batch: batch.label), move)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode within the block; afterwards every submodule is in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _initial(pl_module: L.LightningModule, network: Network) -> dict[str, Tensor] | None:
