@@ -20,6 +20,7 @@ from bayeslora.files import write_json
 from bayeslora.models.curvature_rows import Network, collect
 from bayeslora.models.kfac import STRUCTURES as BLOCK_STRUCTURES
 from bayeslora.models.kfac import gaussian, sweeps
+from bayeslora.models.sweep_stages import run_sweeps
 from bayeslora.posteriors.laplace.cells import cells_of, names_of
 from bayeslora.posteriors.laplace.curvature import BlockCurvature, Curvature, Groups
 from bayeslora.posteriors.laplace.fit import Fit
@@ -82,6 +83,10 @@ class Task:
     def shards(self, split: str) -> Shards:
         """The shards of a split."""
         return MemoryShards() if self.folder is None else DiskShards(self.folder / split, self.key)
+
+    def passed(self, number: int) -> Iterator[Any]:
+        """The training batches on the module's device, for a pass over the data of this number."""
+        return map(self.network.move, self.watch(self.train, f"pass {number + 1} for the curvature"))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -219,9 +224,8 @@ def fit_blocks(task: Task, structure: str) -> Fit:
     shapes = {name: tuple(parameter.shape) for name, parameter in task.network.parameters.items()}
     with task.stage("collect"):
         collect(task.network, task.watch(task.train, "training questions"), [], train, task.dtype)
-        for number, sweep in enumerate(sweeps(structure, shapes, device=task.device)):
-            for batch in task.watch(task.train, f"pass {number + 1} for the curvature"):
-                sweep.update(model, task.network.move(batch))
+        passes = sweeps(structure, shapes, device=task.device, dtype=torch.promote_types(task.dtype, torch.float32))
+        sweep = run_sweeps(passes, model, task.passed, task.folder, task.key)
         collect_validation(task, validation)
     cell_of, fitted = cells_of(names), gaussian(sweep, task.mean)
 
