@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import move_data_to_device
+from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
 from torch import Tensor
 
 from bayeslora.callbacks.posterior import PosteriorCallback, bank_predictor, weight_sets
@@ -48,7 +48,7 @@ class TFB(PosteriorCallback):
         tolerance: Relative change of the loss that is accepted; 0.003 as published.
         anchors: Number of anchor questions, rounded up to whole batches.
         source: Where they come from: ``train`` as published, or ``validation``.
-        bounds: Where :math:`\sigma` is expected; moved by factors of two where it lies elsewhere.
+        bounds: Where :math:`\sigma` is expected. It is smaller where nothing in between is accepted, never larger.
         iterations: Halvings of that interval.
         per_layer: A scale for every layer.
         samples: Number S of weight samples.
@@ -111,7 +111,7 @@ class TFB(PosteriorCallback):
 
         Raises:
             UsageError: a bare base, no LoRA, or no anchor questions.
-            RunError: no noise is accepted, or any.
+            RunError: no noise is accepted.
         """
         if not getattr(pl_module, "base_only", False):  # which is refused below
             self._posterior = self._kept(trainer, pl_module) or self._find_and_keep(trainer, pl_module)
@@ -169,6 +169,11 @@ class TFB(PosteriorCallback):
             sigma = self._by_layer(start, change)
         else:
             sigma = largest_accepted(lambda s: change(s) <= self.tolerance, *self.bounds, self.iterations)
+            if sigma == self.bounds[1]:
+                rank_zero_warn(
+                    f"TFB accepts its upper bound, sigma {sigma}: the adapter does little, or the tolerance is wide; "
+                    "give higher bounds"
+                )
         record = {
             "options": self._options(pl_module),
             "n_anchors": anchors.count,

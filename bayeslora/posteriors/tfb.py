@@ -22,7 +22,7 @@ from torch import Tensor
 from bayeslora.errors import RunError, UsageError
 from bayeslora.posteriors.state import parameters_of, state_of
 
-_DOUBLINGS = 20  # how far a bracket may be moved from where a user put it
+_HALVINGS = 20  # how far a bracket may be moved from where a user put it
 
 
 class TFBPosterior:
@@ -120,28 +120,26 @@ def noise_root(up: Tensor) -> Tensor:
 def largest_accepted(accepted: Callable[[float], bool], low: float, high: float, iterations: int) -> float:
     """The largest value found that is accepted, by bisection; what is returned was itself tested and accepted.
 
-    Acceptance should not come back once it is lost. Where ``low`` is rejected or ``high`` accepted, the bracket is
-    moved by factors of two first.
+    Acceptance should not come back once it is lost. Where ``low`` is rejected, the bracket is moved down by factors of
+    two first.
 
     Args:
         accepted: Whether a value is accepted.
         low: Expected to be accepted.
-        high: Expected to be rejected.
+        high: Expected to be rejected; where it is accepted, it is the answer.
         iterations: Number of halvings; the answer is within ``(high - low) / 2**iterations`` of the threshold.
 
     Raises:
-        RunError: nothing is accepted, or everything is, however far the bracket is moved.
+        RunError: nothing is accepted, however far the bracket is moved.
     """
     accepted = cache(accepted)
-    first, last = low * 2.0**-_DOUBLINGS, high * 2.0**_DOUBLINGS
+    if accepted(high):
+        return high
+    first = low * 2.0**-_HALVINGS
     while not accepted(low):
         low, high = low / 2, low
         if low < first:
             raise RunError(f"no sigma down to {low:.1e} keeps the loss within the tolerance; raise the tolerance")
-    while accepted(high):
-        low, high = high, 2 * high
-        if high > last:
-            raise RunError(f"every sigma up to {low:.1e} keeps the loss within the tolerance: the adapter does nothing")
     for _ in range(iterations):
         middle = (low + high) / 2
         low, high = (middle, high) if accepted(middle) else (low, middle)

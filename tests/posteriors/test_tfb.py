@@ -118,7 +118,7 @@ def test_needs_lora() -> None:
 # --- search ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threshold", [0.0001, 0.0011, 0.004, 0.0149, 0.2])
+@pytest.mark.parametrize("threshold", [0.0001, 0.0011, 0.004, 0.0149])
 @pytest.mark.parametrize("iterations", [0, 3, 8])
 def test_search_comes_close_from_below_and_is_never_infeasible(threshold: float, iterations: int) -> None:
     """A loss of l0 + c sigma^2 leaves the tolerance at sqrt(tolerance l0 / c)."""
@@ -133,7 +133,7 @@ def test_search_comes_close_from_below_and_is_never_infeasible(threshold: float,
     found = largest_accepted(accepted, 0.001, 0.015, iterations)
     assert found in tested
     assert found <= threshold
-    bracket = 0.014 if 0.001 <= threshold <= 0.015 else threshold  # a bracket that was moved spans a factor of two
+    bracket = 0.014 if threshold >= 0.001 else threshold  # a bracket that was moved spans a factor of two
     assert threshold - found <= bracket / 2**iterations
     assert len(tested) == len(set(tested))
 
@@ -141,5 +141,6 @@ def test_search_comes_close_from_below_and_is_never_infeasible(threshold: float,
 def test_search_says_when_there_is_nothing_to_find() -> None:
     with pytest.raises(RunError, match="no sigma"):
         largest_accepted(lambda _: False, 0.001, 0.015, 5)
-    with pytest.raises(RunError, match="does nothing"):
-        largest_accepted(lambda _: True, 0.001, 0.015, 5)
+    tested: list[float] = []
+    assert largest_accepted(lambda sigma: tested.append(sigma) or True, 0.001, 0.015, 5) == 0.015
+    assert tested == [0.015]  # the upper end, since it was tested
