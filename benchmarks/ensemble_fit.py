@@ -3,9 +3,9 @@
     python benchmarks/ensemble_fit.py            (under 10 minutes on a CPU; on a GPU a 7B-shaped base)
     python benchmarks/ensemble_fit.py --tiny     (the same code in seconds; its figures mean nothing)
 
-A step is a forward and a backward pass and AdamW; every member has a batch of its own of 4 questions of one length. Bases
-are random Llamas, in float32 (bfloat16 on a GPU) and in nf4; on a CPU with a small vocabulary, so that the head, which
-peft's side computes at every position, does not decide. Contestants take turns. Time on a CPU is CPU time.
+A step is a forward and a backward pass and AdamW; every member has a batch of its own of 4 questions of one length.
+Bases are random Llamas, in float32 (bfloat16 on a GPU) and in nf4; on a CPU with a small vocabulary, so that the head,
+which peft's side computes at every position, does not decide. Contestants take turns. On a CPU, CPU time is counted.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ class LoRAEnsemble(MultipleChoiceModule):
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay of AdamW.
         warmup: Fraction of all steps over which the learning rate rises from zero.
+        decay: Whether it then falls linearly to zero; otherwise it stays.
         l2_product: Weight :math:`\lambda` of the squared Frobenius norm of every update BA, without LoRA's scale.
         kl_to_base: Weight :math:`\beta` of the divergence from the base model's answers, averaged over a batch.
         patience: Number of validations without a better likelihood after which a member stops; None for never.
@@ -75,6 +76,7 @@ class LoRAEnsemble(MultipleChoiceModule):
         learning_rate: float = 1e-4,
         weight_decay: float = 0.0,
         warmup: float = 0.06,
+        decay: bool = True,
         l2_product: float = 0.0,
         kl_to_base: float = 0.0,
         patience: int | None = None,
@@ -98,6 +100,7 @@ class LoRAEnsemble(MultipleChoiceModule):
         if kl_to_base and self.backbone.readout == "head":
             raise UsageError("kl_to_base is given with readout 'head', whose base has no answers; use 'label_token'")
         self.l2_product, self.kl_to_base, self.members_per_pass = l2_product, kl_to_base, members_per_pass
+        self.decay = decay
         self.share_init, self.share_data_order = share_init, share_data_order
         self.states = MemberStates(ids, patience)
         self.member_nll = nn.ModuleList(MeanMetric() for _ in ids)
@@ -200,6 +203,13 @@ class LoRAEnsemble(MultipleChoiceModule):
         """The prediction of S samples, or of the members where none are given."""
         return super().sampled(batch, self._members_or(samples))
 
+    def vocabulary_logits(self, batch: AnswerBatch) -> Tensor:
+        """Logits ``[M, B, V]`` of the whole vocabulary at the answer position, of every member."""
+        members = self._members_or(None)
+        if members is None:
+            return super().vocabulary_logits(batch)
+        return self._answers(batch, members, "logits").vocab_logits  # type: ignore[return-value]
+
     def _members_or(self, samples: Samples | None) -> Samples | None:
         """Samples with weights of their own, or the members; nothing for the bare base, of which there is one."""
         if self.base_only:
@@ -211,6 +221,16 @@ class LoRAEnsemble(MultipleChoiceModule):
         return samples
 
     # --- training ------------------------------------------------------------------------------------------------
+
+    def scheduled(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """An optimiser with the warm-up of this run, and its decay if it has one, as the trainer takes it."""
+        if self.decay:
+            return super().scheduled(optimizer)
+        rising = round(self.warmup * int(self.trainer.estimated_stepping_batches))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, step / rising) if rising else 1.0
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: AnswerBatch | list[AnswerBatch], batch_idx: int) -> Tensor:  # type: ignore[override]
         """The sum of the losses of the members that train."""

@@ -136,6 +136,10 @@ class MultipleChoiceModule(L.LightningModule):
         _stop_at_nan(logits.masked_fill(~batch.answer_mask, 0.0), batch, "a logit")
         return Predictive.from_logits(logits, logsumexp)
 
+    def vocabulary_logits(self, batch: AnswerBatch) -> Tensor:
+        """Logits ``[S, B, V]`` of the whole vocabulary at the answer position, of the current weights."""
+        return self._answers(batch, None, "logits").vocab_logits[None]  # type: ignore[index]
+
     def _answers(self, batch: AnswerBatch, samples: Samples | None, vocabulary: Any = "none") -> AnswerOutput:
         return self.model(batch, samples, vocabulary, self.chunk)
 

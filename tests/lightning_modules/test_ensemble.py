@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import lightning as L
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -264,3 +265,32 @@ def test_validation_reports_members_and_ensemble(tmp_path: Path, data: Path) -> 
     assert float(metrics["val/nll"]) < sum(own) / 3
     assert len(set(own)) == 3
     assert "val/accuracy" in metrics
+
+
+def test_the_rate_may_stay_where_it_is(tmp_path: Path, data: Path) -> None:
+    rates: list[float] = []
+
+    class Watched(Double):
+        def on_train_batch_end(self, *_: object) -> None:
+            rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    fitted(tmp_path, data, 1, Watched, decay=False, warmup=0.25)
+    assert rates == pytest.approx([0.0025, *[0.005] * 7])
+
+
+def test_uncertainty_over_the_whole_vocabulary_is_computed_on_request(
+    joint: LoRAEnsemble, tmp_path: Path, data: Path
+) -> None:
+    from bayeslora import Predictions
+    from bayeslora.callbacks import VocabularyUncertainty
+    from bayeslora.metrics.support import answers_with_rest
+    from bayeslora.predictions import read_predictions
+
+    trainer(tmp_path, callbacks=[VocabularyUncertainty(), Predictions()]).test(joint, datamodule=datamodule(data))
+    (answers,) = read_predictions(tmp_path / "test" / "predictions.parquet").datasets.values()
+    whole = pq.read_table(tmp_path / "test" / "vocabulary.parquet").to_pylist()
+    assert [row["row"] for row in whole] == list(range(40))
+    cells = answers_with_rest(answers)
+    for measure in ("total", "aleatoric", "epistemic"):
+        assert all(row[measure] >= value - 1e-6 for row, value in zip(whole, getattr(cells, measure), strict=True))
+    assert max(row["total"] for row in whole) > float(cells.total.max())
