@@ -13,7 +13,6 @@ from bayeslora.errors import UsageError
 from bayeslora.files import replacing
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.metrics.support import whole_vocabulary
-from bayeslora.types import AnswerBatch
 
 FILE = "vocabulary.parquet"
 _MEASURES = ("total", "aleatoric", "epistemic")
@@ -42,7 +41,7 @@ class VocabularyUncertainty(L.Callback):
         self._rows = []
 
     def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnswerBatch, *_: Any
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         """Measure one batch."""
         assert isinstance(pl_module, MultipleChoiceModule)  # on_test_start has seen to it
@@ -58,5 +57,5 @@ class VocabularyUncertainty(L.Callback):
         with replacing(folder / FILE) as temporary:
             pq.write_table(pa.Table.from_pylist(self._rows), temporary)
 
-    on_predict_start, on_predict_batch_end = on_test_start, on_test_batch_end
-    on_predict_epoch_end = on_test_epoch_end
+    on_predict_start, on_predict_epoch_end = on_test_start, on_test_epoch_end
+    on_predict_batch_end = on_test_batch_end  # type: ignore[assignment]

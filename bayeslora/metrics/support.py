@@ -30,8 +30,8 @@ def with_rest(logits: Tensor, logsumexp: Tensor) -> Tensor:
 def answers_with_rest(answers: Answers) -> Predictive:
     """The prediction over options and rest, from the logits and the log-sum-exp that were kept.
 
-    Its ``total``, ``aleatoric`` and ``epistemic`` are over six cells where there are five options, as in the release. They
-    are never larger than over the whole vocabulary, since cells are only merged.
+    Its ``total``, ``aleatoric`` and ``epistemic`` are over six cells where there are five options, as in the release, and
+    no larger than over the whole vocabulary, since cells are only merged.
 
     Raises:
         ValueError: the logits or the log-sum-exp were not kept.
