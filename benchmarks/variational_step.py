@@ -1,6 +1,6 @@
 """Training steps of C-LoRA and BLoB over MAP's, and ten fanned-out samples over ten forward passes, in turns.
 
-    OMP_NUM_THREADS=1 python benchmarks/variational_step.py        (a random Llama of 29M parameters on the CPU)
+    OMP_NUM_THREADS=1 python benchmarks/variational_step.py        (a random Llama of 46M parameters on the CPU)
     python benchmarks/variational_step.py --device cuda            (a random Llama-2-7B in nf4, nothing is downloaded)
     python benchmarks/variational_step.py --small                  (the same code in seconds; its figures mean nothing)
 
