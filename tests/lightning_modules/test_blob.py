@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from bayeslora import Backbone, LoRA, LoRAModule, UsageError
+from bayeslora import SWAG, Backbone, LoRA, LoRAModule, UsageError
 from bayeslora.callbacks.run_folder import RunFolder
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.blob import BLoBModule
@@ -280,3 +280,12 @@ def test_bad_arguments(arguments: dict, match: str) -> None:
 def test_names() -> None:
     names = [BLoBModule(**a).method for a in ({}, {"samples": 0}, {"factors": "AB"}, {"predict": "linearised"})]
     assert names == ["blob_10", "blob_mean", "bbb_10", "blob_linearised"]
+
+
+def test_swag_follows_the_means(data: Path, tmp_path: Path) -> None:
+    swag = SWAG(start=0, samples=2)
+    own, run = module(), trainer(tmp_path, max_epochs=2, callbacks=[swag, RunFolder()])
+    run.fit(own, datamodule=batches(data))
+    assert swag.posterior.mean().keys() == own.weight_sets()[0].keys()
+    run.test(own, datamodule=batches(data), verbose=False)
+    assert load_posterior(tmp_path / "posterior").family == "swag"
