@@ -1,6 +1,7 @@
 """Laplace posteriors of LoRA: fitting and predicting against laplace-torch, and prediction over one forward pass.
 
-    OMP_NUM_THREADS=1 python benchmarks/laplace_lora.py peers        (both on one model, in turns; memory apart)
+    OMP_NUM_THREADS=1 python benchmarks/laplace_lora.py peers        (seconds of both on one model, in turns)
+    OMP_NUM_THREADS=1 python benchmarks/laplace_lora.py memory       (peak memory of each in a process of its own)
     OMP_NUM_THREADS=1 python benchmarks/laplace_lora.py predict      (linearised prediction over a forward pass)
     python benchmarks/laplace_lora.py PART --small                   (the same code in seconds; figures mean nothing)
 
@@ -39,9 +40,10 @@ from bayeslora.posteriors.laplace.fit import Prior
 from bayeslora.types import AnswerBatch, GaussianPosterior, Predictive
 
 EVERY_LAYER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-PEERS = LoRA(r=32, alpha=64, target_modules=EVERY_LAYER)
+PEERS = LoRA(r=64, alpha=128, target_modules=EVERY_LAYER)
 PREDICTION = LoRA(r=8, alpha=16, target_modules=["q_proj", "v_proj"])
 SIZES = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 8, "num_attention_heads": 10}
+PEER_SIZES = {**SIZES, "num_hidden_layers": 4}
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 VOCABULARY = 32000
 PRECISION = 100.0
@@ -57,13 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
-        options.model = save_llama(folder, SMALL if options.small else SIZES)
-        {"peers": peers, "predict": predict}[options.part](options)
+        sizes = SIZES if options.part == "predict" else PEER_SIZES
+        options.model = save_llama(folder, SMALL if options.small else sizes)
+        {"peers": peers, "memory": memory, "predict": predict}[options.part](options)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("peers", "predict"))
+    parser.add_argument("part", choices=("peers", "memory", "predict"))
     parser.add_argument("--small", action="store_true", help="a model of no interest, to see the script run")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each contestant")
     parser.add_argument("--questions", type=int, default=32, help="questions to fit on")
@@ -138,9 +141,8 @@ def seconds_of(action: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def peers(options: argparse.Namespace) -> None:
-    """Fitting and predicting, in turns; then the peak memory of each side in a process of its own."""
+    """Seconds to fit and to predict, in turns."""
     model, batches = with_lora(options.model, PEERS), batches_of(options.questions, options.tokens, 4)
-    test = batches_of(BATCH, options.tokens, 4)[0]
     size = sum(parameter.numel() for parameter in model.trainable().values())
     print(f"{size / 1e6:.2f}M LoRA parameters, {options.questions} questions of {options.tokens} tokens and 4 options")
     print(f"laplace-torch's full matrix would hold {4 * size**2 / 2**40:.2g} TiB")
@@ -150,15 +152,21 @@ def peers(options: argparse.Namespace) -> None:
         for name, prepare in sides(model, batches).items():
             seconds, predict_batch = seconds_of(prepare)
             fitting.setdefault(name, []).append(seconds)
-            predicting.setdefault(name, []).append(seconds_of(partial(predict_batch, test))[0])
+            predicting.setdefault(name, []).append(seconds_of(partial(predict_batch, batches[0]))[0])
+            print(f"  {name}: fitted in {seconds:.1f} s, predicted in {predicting[name][-1]:.2f} s", flush=True)
     for what, seconds_by in (("fit", fitting), (f"prediction of {BATCH} questions", predicting)):
         for name, values in seconds_by.items():
             print(f"{what}, {name}: {spread(values)} s")
         for ours, theirs in AGAINST.items():
             print(ratios(f"{what}, ours {ours} / theirs {theirs}", seconds_by[ours], seconds_by[f"theirs {theirs}"]))
-    peaks = {name: int(in_a_process(name, options)) for name in fitting}
-    for name, peak in peaks.items():
-        print(f"peak memory above the model, {name}: {peak / MIB:.0f} MiB")
+
+
+def memory(options: argparse.Namespace) -> None:
+    """Peak memory of fitting and predicting, each side in a process of its own."""
+    peaks = {}
+    for name in (*AGAINST, *(f"theirs {name}" for name in dict.fromkeys(AGAINST.values()))):
+        peaks[name] = int(in_a_process(name, options))
+        print(f"peak memory above the model, {name}: {peaks[name] / MIB:.0f} MiB", flush=True)
     for ours, theirs in AGAINST.items():
         ratio = peaks[ours] / peaks[f"theirs {theirs}"]
         print(f"peak memory above the model, ours {ours} / theirs {theirs}: {ratio:.2f}x")
@@ -183,7 +191,7 @@ def sides(
 
 def in_a_process(side: str, options: argparse.Namespace) -> str:
     """What a process that runs one side alone prints last."""
-    script = [sys.executable, __file__, "peers", "--peak-of", side, "--model", options.model]
+    script = [sys.executable, __file__, "memory", "--peak-of", side, "--model", options.model]
     script += ["--questions", str(options.questions), "--tokens", str(options.tokens)]
     return subprocess.run(script, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from bayeslora.errors import UsageError
 from bayeslora.files import write_json
 from bayeslora.models.curvature_rows import Network, collect
-from bayeslora.models.kfac import STRUCTURES as BLOCK_STRUCTURES
-from bayeslora.models.kfac import gaussian, sweeps
 from bayeslora.models.sweep_stages import run_sweeps
+from bayeslora.models.sweeps import STRUCTURES as BLOCK_STRUCTURES
+from bayeslora.models.sweeps import gaussian, sweeps
 from bayeslora.posteriors.laplace.cells import cells_of, names_of
 from bayeslora.posteriors.laplace.curvature import BlockCurvature, Curvature, Groups
 from bayeslora.posteriors.laplace.fit import Fit
@@ -212,7 +212,7 @@ def _grams(task: Task, train: Shards, validation: Shards | None, cell_of: Mappin
 
 
 def fit_blocks(task: Task, structure: str) -> Fit:
-    """Blocks that do not touch each other, in one of the structures of :mod:`bayeslora.models.kfac`.
+    """Blocks that do not touch each other, in one of the structures of :mod:`bayeslora.models.sweeps`.
 
     Raises:
         UsageError: a module that is not of this package.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bayeslora.models.answer_model import AnswerModel
-from bayeslora.models.kfac import Sweep
+from bayeslora.models.sweeps import Sweep
 from bayeslora.posteriors.laplace.shards import load_checked, save_checked
 
 SAVE_EVERY = 60.0  # seconds between two writings of the sums

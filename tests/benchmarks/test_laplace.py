@@ -34,12 +34,14 @@ def test_prediction_over_a_forward_pass(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.slow
-def test_against_laplace_torch() -> None:
+@pytest.mark.parametrize(
+    "part, measures", [("peers", ["fit", "prediction of 8 questions"]), ("memory", ["peak memory above the model"])]
+)
+def test_against_laplace_torch(part: str, measures: list[str]) -> None:
     pytest.importorskip("laplace")
-    script = [sys.executable, str(BENCHMARKS / "laplace_lora.py"), "peers", *SMALL]
+    script = [sys.executable, str(BENCHMARKS / "laplace_lora.py"), part, *SMALL]
     output = subprocess.run(script, check=True, capture_output=True, text=True).stdout
     pairs = ["kfac / theirs kron", "ekfac / theirs kron", "full / theirs kron", "diag / theirs diag"]
-    measures = ["fit", "prediction of 8 questions", "peak memory above the model"]
     assert list(ratios_in(output)) == [f"{measure}, ours {pair}" for measure in measures for pair in pairs]
 
 

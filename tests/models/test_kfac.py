@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import UsageError
-from bayeslora.models.kfac import STRUCTURES, DiagonalSweep, EigenSweep, KroneckerSweep, TokenSweep, gaussian, sweeps
+from bayeslora.models.kfac import DiagonalSweep, EigenSweep, KroneckerSweep
+from bayeslora.models.kfac_tokens import TokenSweep
+from bayeslora.models.sweeps import STRUCTURES, gaussian, sweeps
 from bayeslora.posteriors.laplace.blocks import Block
 from bayeslora.types import AnswerBatch
 from tests.conftest import label_token_batch, option_row_batch

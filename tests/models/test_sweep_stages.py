@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bayeslora.errors import UsageError
-from bayeslora.models.kfac import STRUCTURES, sweeps
 from bayeslora.models.sweep_stages import run_sweeps
+from bayeslora.models.sweeps import STRUCTURES, sweeps
 from bayeslora.types import AnswerBatch
 from tests.models.toy_lora import ToyModel, batch_of, lora_mlp
 
