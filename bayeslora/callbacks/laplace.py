@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,24 @@ import torch
 from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from bayeslora.callbacks.posterior import PosteriorCallback, trainable_of
+from bayeslora.callbacks.posterior import PosteriorCallback, trainable_of, usable_members
 from bayeslora.errors import UsageError
 from bayeslora.files import write_json
+from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction import LogitsFn, Predict
 from bayeslora.models.curvature_fit import STRUCTURES, Task, check_space, check_structure, rows_bytes
 from bayeslora.models.curvature_rows import Network
 from bayeslora.models.jacobian import contrast_jacobian
 from bayeslora.models.linear_jacobian import linear_jacobian
-from bayeslora.models.link import LINKS, link
+from bayeslora.models.link import LINKS, Link, link
 from bayeslora.models.loading import initialise
+from bayeslora.models.members import as_member
 from bayeslora.models.swap import fill, kept
 from bayeslora.posteriors.laplace.fit import Fit, Prior
+from bayeslora.posteriors.laplace.selection import Choice
 from bayeslora.posteriors.mixture import Mixture
-from bayeslora.posteriors.state import save_posterior
+from bayeslora.posteriors.state import load_posterior, save_posterior
 from bayeslora.types import GaussianPosterior, Posterior, Predictive
 
 AUTO, WEIGHT_SAMPLES = "auto", "weight_samples"
@@ -47,8 +50,9 @@ class Laplace(PosteriorCallback):
         f(x) \sim N\left(f_\theta(x),\; J \Sigma J^T\right),
 
     the prior's precisions :math:`\Lambda` are chosen, and predictions are those of the network linearised at
-    :math:`\theta`. Every stage leaves its result in ``<run folder>/laplace/<key>/``, where a run that was killed goes
-    on and another prior is chosen without the model; the key tells weights, data and options from others.
+    :math:`\theta`. Every member of an ensemble has a Gaussian of its own, in a mixture. Every stage leaves its result
+    in ``<run folder>/laplace/<key>/``, where a run that was killed goes on and another prior is chosen without the
+    model; the key tells weights, data and options from others.
 
     Args:
         structure: ``full`` (exact), ``ekfac``, ``kfac``, ``diag`` and others, see
@@ -63,7 +67,7 @@ class Laplace(PosteriorCallback):
         temperature: What logits are divided by, or ``validation``.
         predict: ``linearised`` (quadrature), ``probit``, ``mc`` (``samples`` draws of the logits), or
             ``weight_samples``; None leaves prediction to others.
-        samples: Number S of draws for ``mc`` and ``weight_samples``.
+        samples: Number S of draws for ``mc``, ``weight_samples`` and each member of an ensemble.
         dtype: Of the Jacobians that are kept.
         max_jacobian_bytes: Most bytes of Jacobians, and of the directions of the posterior.
         prune: Questions whose softmax has a covariance of a smaller trace are left out, see
@@ -89,7 +93,7 @@ class Laplace(PosteriorCallback):
         scale: float | str = 1.0,
         temperature: float | str = 1.0,
         predict: str | None = "linearised",
-        samples: int = 1000,
+        samples: int = 100,
         dtype: str = "bfloat16",
         max_jacobian_bytes: float = 20e9,
         prune: float = 1e-6,
@@ -121,10 +125,10 @@ class Laplace(PosteriorCallback):
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.max_jacobian_bytes, self.prune, self.directory = float(max_jacobian_bytes), prune, directory
         self.label_fn, self.train_batches, self.val_batches = label_fn, train_batches, val_batches
-        self.fit: Fit | None = None
+        self.fits: list[Fit] = []
         self.report: dict[str, Any] = {}
         self._posterior: Posterior | Mixture | None = None
-        self._temperature = 1.0
+        self._temperatures: list[float] = []
 
     @property
     def posterior(self) -> Posterior | Mixture | None:
@@ -136,7 +140,7 @@ class Laplace(PosteriorCallback):
         """What the prediction path and tables call the method."""
         kind = self.report.get("structure", self.structure)
         parts = [
-            "Laplace",
+            "MultiLaplace" if isinstance(self._posterior, Mixture) else "Laplace",
             kind if kind not in ("full", AUTO) else "",
             self.prior.sites if self.prior.sites != "all" else "",
         ]
@@ -169,6 +173,8 @@ class Laplace(PosteriorCallback):
 
     on_predict_start = on_test_start
 
+    @torch.inference_mode(False)  # tests run in inference mode, whose tensors no gradient may flow through
+    @torch.no_grad()
     def fit_to(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fit the curvature at the module's current weights, and choose the prior.
 
@@ -176,17 +182,28 @@ class Laplace(PosteriorCallback):
             UsageError: nothing to fit, too small a disk, or a choice that cannot be made.
             RunError: numbers that are not finite.
         """
-        with _evaluating(pl_module), trainer.precision_plugin.forward_context():
-            task = self._task(trainer, pl_module)
+        places = usable_members(pl_module) if _stacked(pl_module) else (None,)
+        found = [self._fit_one(trainer, pl_module, place) for place in places]
+        posteriors, choices, reports, self.fits = map(list, zip(*found, strict=True))
+        self._posterior = Mixture(posteriors) if _stacked(pl_module) else posteriors[0]
+        self._temperatures = [choice.temperature for choice in choices]
+        self.report = {**reports[0], "members": reports} if _stacked(pl_module) else reports[0]
+
+    def _fit_one(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, place: int | None
+    ) -> tuple[GaussianPosterior, Choice, dict[str, Any], Fit]:
+        """Fit to one network: the module's, or that of the member at a place of a stack."""
+        with _evaluating(pl_module), _member(pl_module, place), trainer.precision_plugin.forward_context():
+            task = self._task(trainer, pl_module, place)
             structure = self._structure(task)
-            self.fit = STRUCTURES[structure](task)
+            fit = STRUCTURES[structure](task)
         with task.stage("select"):
-            posterior, choice, report = self.fit.choose(self.prior)
-        self._posterior, self._temperature = posterior, choice.temperature
-        self.report = {"structure": structure, **report, "stages": task.stages}
+            posterior, choice, report = fit.choose(self.prior)
+        report = {"structure": structure, **report, "stages": task.stages}
         if task.folder is not None:
-            write_json(task.folder / "report.json", self.report)
-        print(_line(self.report))
+            write_json(task.folder / "report.json", report)
+        print(_line(report))
+        return posterior, choice, report, fit
 
     def _structure(self, task: Task) -> str:
         """The structure, with ``auto`` resolved by size; printed where the decomposition takes long."""
@@ -201,7 +218,7 @@ class Laplace(PosteriorCallback):
         check_space(task, needed if structure == "full" else needed - rows_bytes(task, questions[0], contrasts))
         return structure
 
-    def _task(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Task:
+    def _task(self, trainer: L.Trainer, pl_module: L.LightningModule, place: int | None) -> Task:
         network = network_of(pl_module, self.logits_fn, self.label_fn)
         train, validation = self._batches(trainer)
         needs_validation = "validation" in (self.prior.precision, self.prior.scale, self.prior.temperature)
@@ -215,7 +232,7 @@ class Laplace(PosteriorCallback):
             validation,
             None if self.directory == MEMORY or network.model is None else root / key,
             key,
-            _initial(pl_module, network),
+            _initial(pl_module, network, place),
             self.dtype,
             self.prune,
             self.max_jacobian_bytes,
@@ -251,18 +268,38 @@ class Laplace(PosteriorCallback):
     def _predictor(self, pl_module: L.LightningModule, posterior: Posterior | Mixture) -> Predict:
         if self.link == WEIGHT_SAMPLES:
             return super()._predictor(pl_module, posterior)
-        assert isinstance(posterior, GaussianPosterior)
-        network, mean = network_of(pl_module, self.logits_fn, self.label_fn), posterior.mean()
-        names = list(getattr(posterior, "precision", mean))
         seed = getattr(pl_module, "seed", 0) if self.seed is None else self.seed
-        combine = link(self.link or "linearised", self.samples, seed)
+        if not isinstance(posterior, Mixture):
+            combine = link(self.link or "linearised", self.samples, seed)
+            return self._linearised(pl_module, posterior, self._temperatures[0], combine)
+        spread = link("mc", self.samples, seed)  # every member's Gaussian by as many draws
+        each = [
+            self._linearised(pl_module, component, temperature, spread)
+            for component, temperature in zip(posterior.components, self._temperatures, strict=True)
+        ]
 
         def predict(batch: Any) -> Predictive:
-            with kept(network.parameters):
-                fill(network.parameters, mean)
-                logits, jacobian = network.jacobian(batch, names, torch.float32, None)
+            logits = [one(batch).logits for one in each]
+            return Predictive.from_logits(torch.cat([own for own in logits if own is not None]))
+
+        return predict
+
+    def _linearised(
+        self, pl_module: L.LightningModule, posterior: Posterior, temperature: float, combine: Link
+    ) -> Predict:
+        """Prediction with one network linearised at a posterior's mean."""
+        assert isinstance(posterior, GaussianPosterior)
+        mean = posterior.mean()
+        names = list(getattr(posterior, "precision", mean))
+
+        def predict(batch: Any) -> Predictive:
+            with _member(pl_module, 0):
+                network = network_of(pl_module, self.logits_fn, self.label_fn)
+                with kept(network.parameters):
+                    fill(network.parameters, mean)
+                    logits, jacobian = network.jacobian(batch, names, torch.float32, None)
             covariance = posterior.logit_covariance(jacobian)
-            return combine(logits[:, 1:] - logits[:, :1], covariance).tempered(self._temperature)
+            return combine(logits[:, 1:] - logits[:, :1], covariance).tempered(temperature)
 
         return predict
 
@@ -307,22 +344,46 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _initial(pl_module: L.LightningModule, network: Network) -> dict[str, Tensor] | None:
+def _stacked(pl_module: L.LightningModule) -> bool:
+    """Whether members are stacked in the module."""
+    return isinstance(pl_module, LoRAEnsemble)
+
+
+def _member(pl_module: L.LightningModule, place: int | None) -> AbstractContextManager[None]:
+    """Within the block a stack is the network of the member at a place; other modules are what they are."""
+    if place is None or not isinstance(pl_module, LoRAEnsemble):
+        return nullcontext()
+    return as_member(pl_module.model.network, place)
+
+
+def _initial(pl_module: L.LightningModule, network: Network, place: int | None) -> dict[str, Tensor] | None:
     """The weights training began with: drawn again from the seed, where they were drawn at all."""
     if not isinstance(pl_module, MultipleChoiceModule) or pl_module.backbone.adapter:
         return None
     initial = {name: torch.zeros_like(value, device="cpu") for name, value in network.parameters.items()}
-    initialise(initial, pl_module.seed)
+    if place is None:
+        initialise(initial, pl_module.seed)
+    else:
+        assert isinstance(pl_module, LoRAEnsemble)
+        member = 0 if pl_module.share_init else pl_module.member_ids[place]
+        initialise(initial, pl_module.seed, "member", member)
     return initial
 
 
 def _save(trainer: L.Trainer, pl_module: L.LightningModule, posterior: Posterior | Mixture) -> None:
-    """Put the posterior into the run folder, unless another method's is there."""
+    """Put the posterior into the run folder, where nothing or a plain or Laplace posterior of the same weights is."""
     folder = Path(trainer.default_root_dir) / "posterior"
-    record = folder / "posterior.json"
-    family = json.loads(record.read_text())["family"] if record.exists() else "point"
-    if isinstance(pl_module, MultipleChoiceModule) and (family == "point" or family.startswith("laplace")):
+    if isinstance(pl_module, MultipleChoiceModule) and (not folder.exists() or _same_weights(folder, posterior)):
         save_posterior(posterior, folder, pl_module.model.adapter_config, pl_module.model.base_fingerprint)
+
+
+def _same_weights(folder: Path, posterior: Posterior | Mixture) -> bool:
+    found = load_posterior(folder)
+    families = {part.family for part in getattr(found, "components", [found])}
+    if not all(family == "point" or family.startswith("laplace") for family in families):
+        return False
+    mean, own = found.mean(), posterior.mean()
+    return mean.keys() == own.keys() and all(torch.equal(value, own[name].to(value)) for name, value in mean.items())
 
 
 def _progress(trainer: L.Trainer, iterable: Iterable[Any], what: str) -> Iterable[Any]:

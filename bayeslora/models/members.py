@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,23 @@ def stack_members(network: nn.Module, count: int) -> None:
     for name, parameter in network.named_parameters():
         if parameter.requires_grad and id(parameter) not in stacked:
             raise UsageError(f"{plain_name(name)} is trained and no linear map's; allowed in an ensemble: LoRA, heads")
+
+
+@contextmanager
+def as_member(network: nn.Module, place: int) -> Iterator[None]:
+    """Within the block the network has one member's weights as its parameters, ``[*shape]``; then the stack again."""
+    stacked = []
+    for module in network.modules():
+        if isinstance(module, SiteLinear):
+            for kind, own in list(module.named_parameters(recurse=False)):
+                stacked.append((module, kind, own))
+                with torch.inference_mode(False):  # one made in inference mode could not be differentiated by
+                    setattr(module, kind, nn.Parameter(own.detach()[place].clone()))
+    try:
+        yield
+    finally:
+        for module, kind, own in stacked:
+            setattr(module, kind, own)
 
 
 def joined(batches: Sequence[AnswerBatch], left: bool, pad_id: int) -> AnswerBatch:

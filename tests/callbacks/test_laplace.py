@@ -63,13 +63,13 @@ def predicted(laplace: Laplace, module: Classifier) -> list[Predictive]:
 
 
 def test_a_foreign_module_is_predicted_with_the_dense_posterior() -> None:
-    laplace, module = fitted(train_batches=list(loader()))
+    laplace, module = fitted(train_batches=list(loader()), precision="evidence")
     before = {name: value.clone() for name, value in module.state_dict().items()}
     laws = predicted(laplace, module)
     train = torch.cat([x for x, _ in loader()])
     with torch.no_grad():
         for (x, _), found in zip(loader(2), laws, strict=True):
-            expected = dense_covariance(module, x, train, 2.0)
+            expected = dense_covariance(module, x, train, laplace.report["precision"]["all"])
             torch.testing.assert_close(found.gaussian.cov, expected, atol=1e-5, rtol=1e-4)
             logits = module.net(x)
             torch.testing.assert_close(found.gaussian.mean, logits[:, 1:] - logits[:, :1])

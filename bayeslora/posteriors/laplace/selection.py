@@ -16,7 +16,8 @@ from bayeslora.types import Predictive
 
 METHODS = ("evidence", "validation")
 _CHUNK = 64  # validation questions whose quadrature nodes are in memory at a time
-_REACH = 16.0  # of a search, in logarithms, to both sides of where it starts
+_REACH = 16.0  # of a search for precisions, in logarithms, to both sides of where it starts
+_KNOB_REACH = 3.0  # the same for scale and temperature: between 1/20 and 20
 _GRID = 17
 _ROUNDS, _GAIN = 10, 1e-5
 _GOLDEN = (5**0.5 - 1) / 2
@@ -97,7 +98,7 @@ def choose(
             def loss(logs: Tensor) -> float:
                 return validation.nll(covariance, **(knobs | dict(zip(free, logs.exp().tolist(), strict=True))))
 
-            knobs |= dict(zip(free, minimise(loss, start).exp().tolist(), strict=True))
+            knobs |= dict(zip(free, minimise(loss, start, _KNOB_REACH).exp().tolist(), strict=True))
         notes["validation_nll"] = validation.nll(covariance, **knobs)
         notes["validation_nll_of_the_mean"] = validation.nll(torch.zeros_like(covariance))
     return Choice(precisions, knobs["scale"], knobs["temperature"], notes)
@@ -122,19 +123,25 @@ def _precisions(
     return minimise(lambda logs: validation.nll(curvature.covariance(logs.exp())), start).exp()
 
 
-def minimise(function: Callable[[Tensor], float], start: Tensor) -> Tensor:
-    """The least value of a function, found without derivatives: all coordinates together first, then one by one.
+def minimise(function: Callable[[Tensor], float], start: Tensor, reach: float = _REACH) -> Tensor:
+    """The least value of a function near a point, found without derivatives: all coordinates together, then one by one.
 
-    Every search is a grid of 17 points within 16 of where it starts, then golden sections around the best of them, so
-    that a function with several minima is not left in the nearest. It ends where a round over the coordinates gains
-    less than 1e-5.
+    Every search is a grid of 17 points over what is allowed, then golden sections around the best of them, so that a
+    function with several minima is not left in the nearest. It ends where a round over the coordinates gains less than
+    1e-5.
+
+    Args:
+        function: Of a vector.
+        start: The vector to start from.
+        reach: Most distance of every coordinate from where it starts.
     """
-    point = _along(function, start, torch.ones_like(start))
+    together = _line(lambda step: function(start + step), -reach, reach)
+    point = start + together
     value = function(point)
     for _ in range(_ROUNDS if len(point) > 1 else 0):
         before = value
-        for axis in torch.eye(len(point), dtype=point.dtype):
-            moved = _along(function, point, axis)
+        for index, axis in enumerate(torch.eye(len(point), dtype=point.dtype)):
+            moved = _along(function, point, axis, (start - point)[index].item(), reach)
             if (reached := function(moved)) < value:
                 point, value = moved, reached
         if before - value < _GAIN:
@@ -142,12 +149,13 @@ def minimise(function: Callable[[Tensor], float], start: Tensor) -> Tensor:
     return point
 
 
-def _along(function: Callable[[Tensor], float], point: Tensor, direction: Tensor) -> Tensor:
-    return point + _line(lambda step: function(point + step * direction)) * direction
+def _along(function: Callable[[Tensor], float], point: Tensor, axis: Tensor, back: float, reach: float) -> Tensor:
+    """The best point along an axis; ``back`` leads to where the coordinate started."""
+    return point + _line(lambda step: function(point + step * axis), back - reach, back + reach) * axis
 
 
-def _line(function: Callable[[float], float]) -> float:
-    grid = torch.linspace(-_REACH, _REACH, _GRID).tolist()
+def _line(function: Callable[[float], float], lowest: float, highest: float) -> float:
+    grid = torch.linspace(lowest, highest, _GRID).tolist()
     values = [function(step) for step in grid]
     best = values.index(min(values))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
