@@ -37,6 +37,7 @@ from bayeslora.posteriors.laplace.shards import (
 from bayeslora.posteriors.state import parameters_of, state_of
 
 _WEIGHTS, _RECORD, _GRAMS = "weights.safetensors", "fit.json", "grams.safetensors"
+_SMALL, _LONG = 512, 10.0  # rows of a decomposition that is timed, and seconds from which on an estimate is printed
 Watch = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
@@ -117,6 +118,7 @@ def fit_full(task: Task) -> Fit:
     mean = task.mean
     with task.stage("gram"):
         grams = _grams(task, train, validation, cells_of(names))
+    _announce(grams.train)
     size = sum(value.numel() for value in mean.values())
     figures = {**_counts(train), "m": grams.train.shape[-1], "parameters": size}
     if task.folder is not None:
@@ -125,6 +127,17 @@ def fit_full(task: Task) -> Fit:
         plain = {"key": task.key, "names": names, "figures": figures, "max_bytes": task.max_bytes}
         write_json(task.folder / _RECORD, {**plain, "dtype": str(task.dtype)})
     return _full(mean, task.initial, grams, (train, validation), figures, task.max_bytes, task.dtype)
+
+
+def _announce(gram: Tensor) -> None:
+    """Say how long the decomposition will take where that is long: by the cube of a small one."""
+    rows, started = len(gram[0]), monotonic()
+    if rows <= _SMALL:
+        return
+    torch.linalg.eigh(gram[0, :_SMALL, :_SMALL])[0].sum().item()
+    seconds = (monotonic() - started) * (rows / _SMALL) ** 3
+    if seconds > _LONG:
+        print(f"laplace: the eigendecomposition of {rows} rows will take about {seconds:.0f} s")
 
 
 def _full(
@@ -282,4 +295,5 @@ def check_space(task: Task, needed: int) -> None:
         UsageError: naming the sizes.
     """
     if task.folder is not None:
-        check_disk(task.folder, needed)
+        there = sum(file.stat().st_size for file in task.folder.glob("*/*.safetensors"))
+        check_disk(task.folder, max(0, needed - there))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bayeslora.errors import RunError, UsageError
 from bayeslora.models.answer_model import AnswerModel
-from bayeslora.models.curvature_fit import fit_full
+from bayeslora.models.curvature_fit import _announce, fit_full
 from bayeslora.models.curvature_rows import select_questions
 from bayeslora.models.jacobian import contrast_jacobian
 from bayeslora.posteriors.laplace.fit import Prior
@@ -92,6 +92,23 @@ def test_neither_padding_nor_batches_nor_their_order_matter(model: AnswerModel) 
     singles = [select_questions(b, torch.arange(len(b)) == i) for b in batches(extra_padding=4) for i in range(len(b))]
     for train in (batches(extra_padding=6), batches()[::-1], singles):
         torch.testing.assert_close(covariance(model, posterior(model, train, prior)), expected, **TIGHT)
+
+
+def test_the_order_of_the_options_does_not_matter(model: AnswerModel) -> None:
+    batch = label_token_batch([5, 9, 7], [4, 4, 4], 1)
+    order = torch.tensor([2, 0, 3, 1])
+    permuted = replace(batch, answer_ids=batch.answer_ids[:, order])
+    plain, other = (fit_full(task(model, [one])).curvature({"all": ["late.A", "last.A"]}) for one in (batch, permuted))
+    torch.testing.assert_close(plain.eigenvalues(), other.eigenvalues(), **TIGHT)
+
+
+def test_a_long_decomposition_is_announced(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bayeslora.models.curvature_fit._SMALL", 4)
+    monkeypatch.setattr("bayeslora.models.curvature_fit._LONG", 0.0)
+    _announce(torch.eye(4, dtype=torch.float64)[None])
+    assert capsys.readouterr().out == ""
+    _announce(torch.eye(40, dtype=torch.float64)[None])
+    assert "eigendecomposition of 40 rows will take about" in capsys.readouterr().out
 
 
 def test_data_twice_over_doubles_the_curvature_and_never_widens(model: AnswerModel) -> None:
