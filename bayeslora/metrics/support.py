@@ -30,7 +30,7 @@ def with_rest(logits: Tensor, logsumexp: Tensor) -> Tensor:
 def answers_with_rest(answers: Answers) -> Predictive:
     """The prediction over options and rest, from the logits and the log-sum-exp that were kept.
 
-    Its ``total``, ``aleatoric`` and ``epistemic`` are over six cells where there are five options, as in the release, and
+    Its ``total``, ``aleatoric`` and ``epistemic`` are over six cells where there are five options, as released, and
     no larger than over the whole vocabulary, since cells are only merged.
 
     Raises:

@@ -294,3 +294,26 @@ def test_uncertainty_over_the_whole_vocabulary_is_computed_on_request(
     for measure in ("total", "aleatoric", "epistemic"):
         assert all(row[measure] >= value - 1e-6 for row, value in zip(whole, getattr(cells, measure), strict=True))
     assert max(row["total"] for row in whole) > float(cells.total.max())
+
+
+def test_streams_of_runs_and_members_never_meet(data: Path) -> None:
+    """Not seed + member: member 2 of run 1 has nothing in common with member 1 of run 2, its order not either."""
+    starts, draws, orders = [], [], []
+    for seed in (1, 2):
+        ensemble = module(3, seed=seed)
+        ensemble.configure_model()
+        source = datamodule(data)
+        source.seed, source.members = seed, ensemble.member_ids
+        source.setup("fit")
+        orders += [tuple(row for batch in loader.sampler for row in batch) for loader in source.train_dataloader()]
+        starts += [
+            own["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"] for own in ensemble.weight_sets()
+        ]
+        for ensemble._micro_step in range(3):
+            noise = ensemble._noisy([0, 1, 2], dict(ensemble.trainable()))
+            draws += [(noise.seed, draw) for draw in noise.draws.tolist()]
+    assert len(set(draws)) == 18
+    assert len(set(orders)) == 6
+    assert all(not torch.equal(a, b) for i, a in enumerate(starts) for b in starts[:i])
+    source.members = (1,)
+    assert tuple(row for batch in source.train_dataloader().sampler for row in batch) == orders[4]
