@@ -36,7 +36,7 @@ class Work:
 
     def __init__(self, wanted: list[int] | None, mode: str) -> None:
         self.wanted, self.mode = wanted, mode
-        self.root = Path()
+        self.root = self.folder = Path()
         self.store: MemberStore | None = None
         self.group: list[int] = []
         self.members_per_pass: int | None = None
@@ -52,8 +52,10 @@ class Work:
         self.root, self.store = root, self.store or MemberStore(root / FOLDER)
         for group in self._candidates(self.store):
             if self.store.leases.claim(group):
-                self.group = group
-                return self._folder(self.store, group)
+                self.group, self.folder = group, _work_folder(self.store, group)
+                if not (self.folder / "checkpoints" / "last.ckpt").exists():
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                return self.folder
         raise _NothingLeft
 
     def _candidates(self, store: MemberStore) -> list[list[int]]:
@@ -68,24 +70,22 @@ class Work:
             return begun
         return [[member] for member in free] if self.mode == "sequential" else [free]
 
-    def _folder(self, store: MemberStore, group: list[int]) -> Path:
-        folder = store.folder / WORK / "-".join(f"{member:03d}" for member in group)
-        if not (folder / "checkpoints" / "last.ckpt").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-        return folder
-
     def ended(self) -> None:
         """Remove the run folder of a group that is done; its members are in the store."""
         assert self.store is not None
         self.store.leases.release()
-        if set(self.group) <= {*self.store.members(DONE), *self.store.members(FAILED)}:
-            shutil.rmtree(self._folder(self.store, self.group))
+        if self.group and set(self.group) <= {*self.store.members(DONE), *self.store.members(FAILED)}:
+            shutil.rmtree(self.folder)
 
     def split(self) -> bool:
         """Halve the members of a pass after memory ran out; False where there is one already."""
         size = self.members_per_pass or len(self.group)
         self.members_per_pass = (size + 1) // 2
         return size > 1
+
+
+def _work_folder(store: MemberStore, group: Sequence[int]) -> Path:
+    return store.folder / WORK / "-".join(f"{member:03d}" for member in group)
 
 
 def _command_line(work: Work) -> type[CommandLine]:

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from bayeslora.cli import main
+from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.member_store import DONE, MemberStore
+from bayeslora.posteriors.state import load_posterior
 from tests.lightning_modules.ensembles import difference
 from tests.test_cli import FAST, ROOT, refused
 from tests.test_resume import questions
@@ -95,6 +97,56 @@ def test_the_base_is_one_member(joint: Path, data: Path) -> None:
     assert main(arguments("test", joint, data, "--overwrite", "--ckpt_path=base")) == 0
     metrics = json.loads((joint / "test" / "metrics.json").read_text())
     assert (metrics["method"], metrics["n_members"]) == ("base", 1)
+
+
+def test_a_run_may_be_prolonged_in_its_own_folder(data: Path, tmp_path: Path) -> None:
+    options = ["--model.members=2"]
+    assert main(arguments("fit", tmp_path, data, *options)) == 0
+    short = weights(tmp_path)
+    assert main(arguments("fit", tmp_path, data, *options, "--trainer.max_epochs=2", "--ckpt_path=last")) == 0
+    store = MemberStore(tmp_path / "members")
+    assert store.members(DONE) == (0, 1)
+    assert store.identity()["trainer.max_epochs"] == 2
+    assert difference(short[0], weights(tmp_path)[0]) > 0
+
+
+def test_memory_that_runs_out_makes_passes_smaller(
+    joint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    whole = LoRAEnsemble.member_losses
+
+    def short_of_memory(self, places, batches):  # type: ignore[no-untyped-def]
+        sizes.append(len(places))
+        if len(places) > 1:
+            raise torch.OutOfMemoryError("no memory left")
+        return whole(self, places, batches)
+
+    monkeypatch.setattr(LoRAEnsemble, "member_losses", short_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        main(arguments("ensemble", tmp_path / "joint", data, "--members", "3", "--mode", "joint"))
+    sizes.clear()
+    assert main(arguments("ensemble", tmp_path / "auto", data, "--members", "3")) == 0
+    assert sizes[:3] == [3, 2, 1]
+    assert set(sizes[3:]) == {1}
+    assert_members_agree(tmp_path / "auto", joint, [0, 1, 2])
+
+
+def test_a_member_that_fails_alone_leaves_the_rest(
+    joint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    whole = LoRAEnsemble.member_losses
+
+    def broken(self, places, batches):  # type: ignore[no-untyped-def]
+        return whole(self, places, batches) * (torch.nan if self.member_ids == (1,) else 1.0)
+
+    monkeypatch.setattr(LoRAEnsemble, "member_losses", broken)
+    assert main(arguments("ensemble", tmp_path, data, "--members", "3", "--mode", "sequential")) == 0
+    assert "done: [0, 2]; failed: [1]" in capsys.readouterr().out
+    store = MemberStore(tmp_path / "members")
+    assert "not finite" in json.loads((store.path(1) / "member.json").read_text())["ended"]
+    assert_members_agree(tmp_path, joint, [0, 2])
+    assert len(load_posterior(tmp_path / "posterior").components) == 2
 
 
 def command(root: Path, data: Path, *options: str) -> subprocess.Popen:
