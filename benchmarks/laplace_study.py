@@ -1,0 +1,146 @@
+"""Laplace posteriors around the maximum likelihood runs of ``study.py``: structures, priors and temperatures.
+
+    OMP_NUM_THREADS=1 python benchmarks/study.py --rows mle --seeds 10 --out runs/study
+    OMP_NUM_THREADS=1 python benchmarks/laplace_study.py --seeds 10 --out runs/study
+
+Each structure is fitted once a seed, priors are chosen from what the fit has left, and the Jacobian of a batch serves
+all rows: a seed takes seconds instead of a command for every row. ``NAME+temperature`` divides the logits by a
+temperature fitted on the validation questions. Folders are as `bayeslora test` leaves them; what is there stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from measure import machine, quiet
+
+from bayeslora.callbacks.laplace import MEMORY, Laplace
+from bayeslora.callbacks.predictions import Predictions
+from bayeslora.compare import compare
+from bayeslora.datamodules.synthetic import SyntheticDataModule
+from bayeslora.lightning_modules.lora import LoRAModule
+from bayeslora.models.jacobian import contrast_jacobian
+from bayeslora.posteriors.laplace.fit import Fit, Prior
+from bayeslora.types import AnswerBatch, GaussianPosterior, Predictive
+
+TEMPERATURE = "+temperature"
+STRUCTURES = ("full", "ekfac", "kfac_reduce", "release", "diag")
+ROWS = {
+    **{f"{s}_{p}": (s, Prior(precision=p)) for s in STRUCTURES for p in ("evidence", "validation")},
+    **{f"last_layer_{p}": ("full", Prior(precision=p, sites="last")) for p in ("evidence", "validation")},
+    **{f"{s}_evidence{TEMPERATURE}": (s, Prior(temperature="validation")) for s in ("full", "ekfac")},
+    "full_evidence_initial": ("full", Prior(mean="initial")),
+    "full_evidence_by_factor": ("full", Prior(groups="factor")),
+    "full_evidence_by_factor_initial": ("full", Prior(groups="factor", mean="initial")),
+    "full_evidence_scale": ("full", Prior(scale="validation")),
+    f"full_evidence_initial{TEMPERATURE}": ("full", Prior(mean="initial", temperature="validation")),
+}
+
+
+class Posteriors(L.Callback):
+    """Fits every structure, and writes the predictions of every row.
+
+    Args:
+        folders: Row to its run folder.
+    """
+
+    def __init__(self, folders: dict[str, Path]) -> None:
+        self.files = {row: Predictions(folder / "test", method=row) for row, folder in folders.items()}
+        self.posteriors: dict[str, tuple[GaussianPosterior, float]] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse to overwrite."""
+        for predictions in self.files.values():
+            predictions.setup(trainer, pl_module, stage)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Fit, and choose the priors."""
+        fits: dict[str, Fit] = {}
+        for row in self.files:
+            structure, prior = ROWS[row]
+            if structure not in fits:
+                laplace = Laplace(structure, directory=MEMORY)
+                laplace.fit_to(trainer, pl_module)
+                fits[structure] = laplace.fits[0]
+            posterior, choice, report = fits[structure].choose(prior)
+            self.posteriors[row] = posterior, choice.temperature
+            print(row, report["precision"], report["gamma"], choice.scale, choice.temperature, flush=True)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: AnswerBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Predict a batch with every posterior."""
+        logits, jacobian = contrast_jacobian(pl_module.model, batch)
+        contrasts = logits[:, 1:] - logits[:, :1]
+        for row, (posterior, temperature) in self.posteriors.items():
+            part = {name: jacobian[name] for name in getattr(posterior, "precision", jacobian)}
+            predictive = Predictive.from_gaussian(contrasts, posterior.logit_covariance(part)).tempered(temperature)
+            self.files[row].on_test_batch_end(trainer, pl_module, predictive, batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the files."""
+        for predictions in self.files.values():
+            predictions.on_test_epoch_end(trainer, pl_module)
+
+
+def main() -> None:
+    options = arguments()
+    quiet()
+    print(machine(), flush=True)
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        folders = {row: options.out / f"laplace_{row}" / f"seed-{seed}" for row in ROWS}
+        missing = {row: folder for row, folder in folders.items() if not (folder / "test").exists()}
+        if missing:
+            test(options, seed, missing)
+        print(f"seed {seed} done", flush=True)
+    rows = ["mle", f"mle{TEMPERATURE}", *(f"laplace_{row}" for row in ROWS)]
+    folder = options.out / "laplace"
+    compare([f"{row}={options.out / row}" for row in rows], "mle", folder, overwrite=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--labels", type=int, default=120)
+    parser.add_argument("--questions", type=int, default=500, help="of each test set")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    return parser.parse_args()
+
+
+def test(options: argparse.Namespace, seed: int, folders: dict[str, Path]) -> None:
+    """All rows of a seed, around its maximum likelihood run."""
+    checkpoint = options.out / "mle" / f"seed-{seed}" / "checkpoints" / "last.ckpt"
+    module = LoRAModule.load_from_checkpoint(checkpoint, weights_only=True)
+    data = SyntheticDataModule(
+        labels=options.labels,
+        batch_size=16,
+        eval_batch_size=256,
+        max_test=options.questions,
+        ood=["synthetic:shifted", "synthetic:ood"],
+        seed=seed,
+    )
+    trainer = L.Trainer(
+        accelerator="cpu",
+        inference_mode=False,  # priors are chosen with gradients
+        callbacks=[Posteriors(folders)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.test(module, datamodule=data, verbose=False)
+
+
+if __name__ == "__main__":
+    main()
