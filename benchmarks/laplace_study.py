@@ -33,7 +33,6 @@ ROWS = {
     **{f"last_layer_{p}": ("full", Prior(precision=p, sites="last")) for p in ("evidence", "validation")},
     **{f"{s}_evidence{TEMPERATURE}": (s, Prior(temperature="validation")) for s in ("full", "ekfac")},
     "full_evidence_initial": ("full", Prior(mean="initial")),
-    "full_evidence_by_factor": ("full", Prior(groups="factor")),
     "full_evidence_by_factor_initial": ("full", Prior(groups="factor", mean="initial")),
     "full_evidence_scale": ("full", Prior(scale="validation")),
     f"full_evidence_initial{TEMPERATURE}": ("full", Prior(mean="initial", temperature="validation")),
@@ -83,7 +82,9 @@ class Posteriors(L.Callback):
         contrasts = logits[:, 1:] - logits[:, :1]
         for row, (posterior, temperature) in self.posteriors.items():
             part = {name: jacobian[name] for name in getattr(posterior, "precision", jacobian)}
-            predictive = Predictive.from_gaussian(contrasts, posterior.logit_covariance(part)).tempered(temperature)
+            predictive = Predictive.from_gaussian(contrasts, posterior.logit_covariance(part))
+            if temperature != 1:
+                predictive = predictive.tempered(temperature)
             self.files[row].on_test_batch_end(trainer, pl_module, predictive, batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
