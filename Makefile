@@ -26,8 +26,9 @@ lint: install
 install: $(VENV)/.installed
 
 # pip reads constraints.txt so that a machine without a GPU gets the tested versions and nothing newer.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt tests/peers.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/peers.txt
 	touch $@
