@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from bayeslora import __version__
 from bayeslora.errors import RunError, UsageError
@@ -19,9 +20,9 @@ commands:
   validate   accuracy and likelihood on the validation questions
   predict    predict the test sets without metrics; writes predict/predictions.parquet
   ensemble   train what is missing of an ensemble: bayeslora ensemble -c CONFIG --members 5 --mode auto
-  compare    one table and its plots of many runs: bayeslora compare RUN [RUN ...]
   laplace    Laplace's Gaussian around a finished run or any adapter: bayeslora laplace -c CONFIG [--adapter DIR]
   tfb        make any LoRA adapter Bayesian without training: bayeslora tfb --adapter DIR -c CONFIG
+  compare    one table and its plots of many runs: bayeslora compare RUN [RUN ...]
   dynamics   what an ensemble knew, doubted and forgot, epoch by epoch: bayeslora dynamics RUN
 
 configuration files combine from left to right, options of the command line come last:
@@ -33,6 +34,14 @@ configuration files combine from left to right, options of the command line come
   bayeslora fit --model.help LoRAModule    the options of a class
   bayeslora fit -c CONFIG --print_config   the configuration that would run
 """
+_LIGHTNING = ("fit", "test", "validate", "predict")
+_OWN = {
+    "ensemble": "bayeslora.ensemble",
+    "laplace": "bayeslora.laplace_command",
+    "tfb": "bayeslora.tfb_command",
+    "compare": "bayeslora.compare",
+    "dynamics": "bayeslora.dynamics",
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -65,32 +74,13 @@ def console() -> None:
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    if name in ("fit", "test", "validate", "predict"):
-        from bayeslora.lightning_cli import run
-
-        return run
-    if name == "ensemble":
-        from bayeslora.ensemble import main as ensemble
-
-        return lambda args: ensemble(args[1:])
-    if name == "compare":
-        from bayeslora.compare import main as compare
-
-        return lambda args: compare(args[1:])
-    if name == "dynamics":
-        from bayeslora.dynamics import main as dynamics
-
-        return lambda args: dynamics(args[1:])
-    if name == "laplace":
-        from bayeslora.laplace_command import main as laplace
-
-        return lambda args: laplace(args[1:])
-    if name == "tfb":
-        from bayeslora.tfb_command import main as tfb
-
-        return lambda args: tfb(args[1:])
-    commands = "fit, test, validate, predict, ensemble, compare, dynamics, laplace, tfb"
-    raise UsageError(f"unknown command {name!r}; allowed: {commands}")
+    """What runs a command, from all arguments; imported only now."""
+    if name in _LIGHTNING:
+        return import_module("bayeslora.lightning_cli").run
+    if name in _OWN:
+        own = import_module(_OWN[name])
+        return lambda args: own.main(args[1:])
+    raise UsageError(f"unknown command {name!r}; allowed: {', '.join((*_LIGHTNING, *_OWN))}")
 
 
 def _fail(error: Exception, status: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bayeslora.arguments import CONFIG, configs, taken
 from bayeslora.errors import UsageError
 
 HELP = """\
@@ -22,7 +23,6 @@ Every other option is one of `bayeslora test`; those of Laplace itself are --tra
     --trainer.callbacks.precision validation
 """
 _CLASS = "bayeslora.callbacks.Laplace"
-_TAKEN = {"-c": "-c", "--config": "-c", "--adapter": "--adapter", "--ckpt_path": "--ckpt_path"}
 _ROOT = "--trainer.default_root_dir"
 
 
@@ -52,45 +52,22 @@ def as_tests(args: list[str]) -> list[list[str]]:
     Raises:
         UsageError: no configuration, both a checkpoint and an adapter, or ``all`` of a run without checkpoints.
     """
-    taken, others = _split(args)
-    configs, adapters, checkpoints = taken["-c"], taken["--adapter"], taken["--ckpt_path"]
-    if not configs:
+    own, others = taken(args, (CONFIG, "--adapter", "--ckpt_path"))
+    files, adapters, checkpoints = own[CONFIG], own["--adapter"], own["--ckpt_path"]
+    if not files:
         raise UsageError("bayeslora laplace needs -c CONFIG, the configuration the run was trained with")
     if adapters and checkpoints:
         raise UsageError(f"given are --adapter {adapters[-1]} and --ckpt_path {checkpoints[-1]}; allowed: one of them")
-    head = ["test", *[part for config in configs for part in ("-c", config)]]
-    if not any(_CLASS in Path(config).read_text() for config in configs if Path(config).is_file()):
+    head = ["test", *configs(files)]
+    if not any(_CLASS in Path(file).read_text() for file in files if Path(file).is_file()):
         head.append(f"--trainer.callbacks+={_CLASS}")
     if adapters:
         return [[*head, f"--model.init_args.backbone.adapter={adapters[-1]}", *others]]
     if checkpoints[-1:] != ["all"]:
         return [[*head, *[f"--ckpt_path={checkpoint}" for checkpoint in checkpoints[-1:]], *others]]
-    root = Path(_value(others, _ROOT) or "runs/default")
-    files = sorted((root / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
-    if not files:
+    root = Path((taken(others, (_ROOT,))[0][_ROOT] or ["runs/default"])[-1])
+    saved = sorted((root / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    if not saved:
         raise UsageError(f"{root} has no checkpoints; give {_ROOT}, the folder of a finished run")
     steps = root / "laplace_steps"
-    return [[*head, *others, f"--ckpt_path={file}", f"{_ROOT}={steps / file.stem}"] for file in files]
-
-
-def _split(args: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The values of the options this command looks at, and all other arguments."""
-    taken: dict[str, list[str]] = {name: [] for name in _TAKEN.values()}
-    others: list[str] = []
-    rest = iter(args)
-    for arg in rest:
-        name, given, value = arg.partition("=")
-        if name in _TAKEN:
-            taken[_TAKEN[name]].append(value if given else next(rest, ""))
-        else:
-            others.append(arg)
-    return taken, others
-
-
-def _value(args: list[str], name: str) -> str | None:
-    for index, arg in enumerate(args):
-        if arg.startswith(f"{name}="):
-            return arg.partition("=")[2]
-        if arg == name and index + 1 < len(args):
-            return args[index + 1]
-    return None
+    return [[*head, *others, f"--ckpt_path={file}", f"{_ROOT}={steps / file.stem}"] for file in saved]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bayeslora.arguments import CONFIG, configs, taken
 from bayeslora.errors import UsageError
 
 HELP = """\
@@ -16,7 +17,6 @@ written to posterior/tfb in the run folder, the results to test/.
 Every other option is one of `bayeslora test`; those of TFB itself are --trainer.callbacks.tolerance and so on:
   bayeslora tfb --adapter runs/quickstart/posterior -c configs/quickstart.yaml --trainer.default_root_dir runs/tfb
 """
-_CONFIGS = ("-c", "--config")
 
 
 def main(args: list[str]) -> int:
@@ -42,19 +42,9 @@ def as_test(args: list[str]) -> list[str]:
     Raises:
         UsageError: no adapter is given.
     """
-    adapter, configs, others = None, list[str](), list[str]()
-    rest = iter(args)
-    for arg in rest:
-        name, given, value = arg.partition("=")
-        if name == "--adapter" or name in _CONFIGS:
-            value = value if given else next(rest, "")
-        if name == "--adapter":
-            adapter = value
-        elif name in _CONFIGS:
-            configs += ["-c", value]
-        else:
-            others.append(arg)
-    if not adapter:
+    own, others = taken(args, (CONFIG, "--adapter"))
+    if not own["--adapter"]:
         raise UsageError("bayeslora tfb needs --adapter DIR, the folder of a peft adapter (posterior/ of a run is one)")
     callback = ["--trainer.callbacks+=bayeslora.callbacks.TFB"]
-    return ["test", *configs, *callback, f"--model.init_args.backbone.adapter={adapter}", *others]
+    adapter = f"--model.init_args.backbone.adapter={own['--adapter'][-1]}"
+    return ["test", *configs(own[CONFIG]), *callback, adapter, *others]

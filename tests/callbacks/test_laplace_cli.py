@@ -158,4 +158,4 @@ def test_the_commands_own_refusals(tmp_path: Path, capsys: pytest.CaptureFixture
         assert main(["laplace", *args]) == 2
         assert message in capsys.readouterr().err
     assert main(["laplace", "--help"]) == 0
-    assert as_tests(["-c", str(OVERLAY), "--overwrite"]) == [["test", "-c", str(OVERLAY), "--overwrite"]]
+    assert as_tests(["-c", str(OVERLAY), "--overwrite"]) == [["test", f"--config={OVERLAY}", "--overwrite"]]

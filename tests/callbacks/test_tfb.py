@@ -199,9 +199,9 @@ def test_bad_options(options: dict, match: str) -> None:
 
 def test_command_stands_for_a_test() -> None:
     args = as_test(["--adapter", "a", "-c", "x.yaml", "--trainer.callbacks.tolerance", "0.1", "--config=y.yaml"])
-    assert args[:5] == ["test", "-c", "x.yaml", "-c", "y.yaml"]
-    assert args[5:7] == ["--trainer.callbacks+=bayeslora.callbacks.TFB", "--model.init_args.backbone.adapter=a"]
-    assert args[7:] == ["--trainer.callbacks.tolerance", "0.1"]
+    assert args[:3] == ["test", "--config=x.yaml", "--config=y.yaml"]
+    assert args[3:5] == ["--trainer.callbacks+=bayeslora.callbacks.TFB", "--model.init_args.backbone.adapter=a"]
+    assert args[5:] == ["--trainer.callbacks.tolerance", "0.1"]
 
 
 def test_command_makes_a_foreign_adapter_bayesian(

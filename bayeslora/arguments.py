@@ -1,0 +1,33 @@
+"""Options that a command takes for itself, out of those it hands on to ``bayeslora test``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+CONFIG = "--config"
+_SHORT = {"-c": CONFIG}
+
+
+def taken(args: Sequence[str], names: Collection[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The values of some options, in their order, and all other arguments.
+
+    Args:
+        args: As on the command line: ``--name value`` or ``--name=value``; ``-c`` is ``--config``.
+        names: Of the options.
+    """
+    values: dict[str, list[str]] = {name: [] for name in names}
+    others: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        name, given, value = arg.partition("=")
+        name = _SHORT.get(name, name)
+        if name in values:
+            values[name].append(value if given else next(rest, ""))
+        else:
+            others.append(arg)
+    return values, others
+
+
+def configs(files: Sequence[str]) -> list[str]:
+    """The options that name these configuration files."""
+    return [f"{CONFIG}={file}" for file in files]
