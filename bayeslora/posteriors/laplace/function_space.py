@@ -200,7 +200,7 @@ class FunctionSpace:
 
     def most(self, size: int) -> int:
         """How many directions over ``size`` parameters the budget allows."""
-        return int(min(self.budget // (size * self.dtype.itemsize), self.train.shape[-1]))
+        return int(min(self.budget / (size * self.dtype.itemsize), self.train.shape[-1]))
 
     def _combined(self, combine: Tensor, name: str) -> Tensor:
         """``combine [k, m]`` times one parameter's rows: ``[k, *shape]``, at least float32."""
