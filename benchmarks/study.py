@@ -32,6 +32,7 @@ from bayeslora.predictions import read_predictions, write_predictions
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TEMPERATURE = "+temperature"
 BATCH_SIZE = 16  # the quickstart's
+FOUR = "--trainer.callbacks.samples=4"  # of each of five members
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ ROWS = {
     "swag": Row(("swag",)),
     "swag_scale_256": Row(("swag",), ("--trainer.callbacks.scale=256",), trained="swag"),
     "ensemble": Row(("ensemble",)),
-    "multiswag": Row(("ensemble", "swag")),
-    "multiswag_scale_256": Row(("ensemble", "swag"), ("--trainer.callbacks.scale=256",), trained="multiswag"),
+    "multiswag": Row(("ensemble", "swag"), (FOUR,)),
+    "multiswag_scale_256": Row(("ensemble", "swag"), (FOUR, "--trainer.callbacks.scale=256"), trained="multiswag"),
     "tfb": Row(("mle", "tfb"), trained="mle"),
     "tfb_release": Row(("mle", "tfb", "tfb_release"), trained="mle"),
     "c_lora": Row(("c_lora",)),
