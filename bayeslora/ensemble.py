@@ -15,7 +15,7 @@ from bayeslora.lightning_cli import CommandLine, run
 from bayeslora.member_store import DONE, FAILED, FOLDER, MemberStore
 
 MODES = ("auto", "joint", "sequential")
-WORK = "work"
+WORK = "begun"
 
 
 class _NothingLeft(Exception):
@@ -25,7 +25,7 @@ class _NothingLeft(Exception):
 class Work:
     """Which members to train next, and in which run folder.
 
-    Members are trained in groups, each in a run folder of its own, ``members/work/000-001``: all that are missing
+    Members are trained in groups, each in a run folder of its own, ``members/begun/000-001``: all that are missing
     (``joint``), or one at a time (``sequential``). A group that was begun is continued from its last checkpoint; where
     it has none, it is started again.
 

@@ -5,7 +5,7 @@ members/003/              adapter_model.safetensors, adapter_config.json, poster
 members/003/member.json   its status, and what it is a function of
 members/003/DONE          sha256 of every file, written last
 members/leases/           who works on what
-members/work/             run folders of training that goes on
+members/begun/            run folders of training that goes on
 """
 
 from __future__ import annotations

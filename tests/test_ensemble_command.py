@@ -68,7 +68,7 @@ def test_one_after_another_then_extended(
     assert main(arguments("ensemble", tmp_path, data, "--mode", "joint")) == 0
     assert_members_agree(tmp_path, joint, [0, 1, 2, 3, 4])
     assert all(difference(first[member], weights(tmp_path)[member]) == 0 for member in (0, 1))
-    assert list((tmp_path / "members" / "work").iterdir()) == []
+    assert list((tmp_path / "members" / "begun").iterdir()) == []
     refused(capsys, arguments("ensemble", tmp_path, data, "--members", "6", "--model.l2_product=1"), "model.l2_product")
     assert main(arguments("test", tmp_path, data)) == 0
     assert "members" in capsys.readouterr().out
@@ -172,7 +172,7 @@ def test_two_processes_share_a_store(joint: Path, data: Path, tmp_path: Path) ->
 def test_killed_anywhere_and_continued(data: Path, tmp_path: Path) -> None:
     """Joint members that were cut by SIGKILL end bit for bit as they would have."""
     options = ["--members", "2", "--trainer.max_epochs=30", "--save_every_n_steps=4"]
-    last = tmp_path / "killed" / "members" / "work" / "000-001" / "checkpoints" / "last.ckpt"
+    last = tmp_path / "killed" / "members" / "begun" / "000-001" / "checkpoints" / "last.ckpt"
     process = command(tmp_path / "killed", data, *options)
     while process.poll() is None and not last.exists():
         time.sleep(0.001)
