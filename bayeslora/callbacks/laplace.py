@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import move_data_to_device
-from torch import Tensor, nn
+from torch import Tensor
 
-from bayeslora.callbacks.posterior import PosteriorCallback, trainable_of, usable_members
+from bayeslora.callbacks.laplace_network import evaluating, initial_weights, member_network, network_of, stacked
+from bayeslora.callbacks.posterior import PosteriorCallback, usable_members
 from bayeslora.errors import UsageError
 from bayeslora.files import write_json
-from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction import LogitsFn, Predict
 from bayeslora.models.curvature_fit import STRUCTURES, Task, check_space, check_structure, rows_bytes
 from bayeslora.models.curvature_rows import Network
-from bayeslora.models.jacobian import contrast_jacobian
-from bayeslora.models.linear_jacobian import linear_jacobian
 from bayeslora.models.link import LINKS, Link, link
-from bayeslora.models.loading import initialise
-from bayeslora.models.members import as_member
 from bayeslora.models.swap import fill, kept
 from bayeslora.posteriors.laplace.fit import Fit, Prior
 from bayeslora.posteriors.laplace.selection import Choice
@@ -127,11 +121,11 @@ class Laplace(PosteriorCallback):
         self.label_fn, self.train_batches, self.val_batches = label_fn, train_batches, val_batches
         self.fits: list[Fit] = []
         self.report: dict[str, Any] = {}
-        self._posterior: Posterior | Mixture | None = None
+        self._posterior: Posterior | None = None
         self._temperatures: list[float] = []
 
     @property
-    def posterior(self) -> Posterior | Mixture | None:
+    def posterior(self) -> Posterior | None:
         """The posterior that was fitted last; None before."""
         return self._posterior
 
@@ -182,18 +176,18 @@ class Laplace(PosteriorCallback):
             UsageError: nothing to fit, too small a disk, or a choice that cannot be made.
             RunError: numbers that are not finite.
         """
-        places = usable_members(pl_module) if _stacked(pl_module) else (None,)
+        places = usable_members(pl_module) if stacked(pl_module) else (None,)
         found = [self._fit_one(trainer, pl_module, place) for place in places]
         posteriors, choices, reports, self.fits = map(list, zip(*found, strict=True))
-        self._posterior = Mixture(posteriors) if _stacked(pl_module) else posteriors[0]
+        self._posterior = Mixture(posteriors) if stacked(pl_module) else posteriors[0]
         self._temperatures = [choice.temperature for choice in choices]
-        self.report = {**reports[0], "members": reports} if _stacked(pl_module) else reports[0]
+        self.report = {**reports[0], "members": reports} if stacked(pl_module) else reports[0]
 
     def _fit_one(
         self, trainer: L.Trainer, pl_module: L.LightningModule, place: int | None
     ) -> tuple[GaussianPosterior, Choice, dict[str, Any], Fit]:
         """Fit to one network: the module's, or that of the member at a place of a stack."""
-        with _evaluating(pl_module), _member(pl_module, place), trainer.precision_plugin.forward_context():
+        with evaluating(pl_module), member_network(pl_module, place), trainer.precision_plugin.forward_context():
             task = self._task(trainer, pl_module, place)
             structure = self._structure(task)
             fit = STRUCTURES[structure](task)
@@ -232,7 +226,7 @@ class Laplace(PosteriorCallback):
             validation,
             None if self.directory == MEMORY or network.model is None else root / key,
             key,
-            _initial(pl_module, network, place),
+            initial_weights(pl_module, network, place),
             self.dtype,
             self.prune,
             self.max_jacobian_bytes,
@@ -265,7 +259,7 @@ class Laplace(PosteriorCallback):
 
     # --- prediction ----------------------------------------------------------------------------------------------
 
-    def _predictor(self, pl_module: L.LightningModule, posterior: Posterior | Mixture) -> Predict:
+    def _predictor(self, pl_module: L.LightningModule, posterior: Posterior) -> Predict:
         if self.link == WEIGHT_SAMPLES:
             return super()._predictor(pl_module, posterior)
         seed = getattr(pl_module, "seed", 0) if self.seed is None else self.seed
@@ -293,7 +287,7 @@ class Laplace(PosteriorCallback):
         names = list(getattr(posterior, "precision", mean))
 
         def predict(batch: Any) -> Predictive:
-            with _member(pl_module, 0):
+            with member_network(pl_module, 0):
                 network = network_of(pl_module, self.logits_fn, self.label_fn)
                 with kept(network.parameters):
                     fill(network.parameters, mean)
@@ -304,80 +298,14 @@ class Laplace(PosteriorCallback):
         return predict
 
 
-def network_of(
-    pl_module: L.LightningModule, logits_fn: LogitsFn | None, label_fn: Callable[[Any], Tensor] | None
-) -> Network:
-    """What a curvature needs of a module.
-
-    Raises:
-        UsageError: nothing is trainable, or a module of another kind without ``logits_fn``.
-    """
-    parameters: dict[str, nn.Parameter] = trainable_of(pl_module)
-    if not parameters:
-        raise UsageError(f"{type(pl_module).__name__} has no trainable parameters, so there is no curvature to fit")
-    move = partial(move_data_to_device, device=pl_module.device)
-    if isinstance(pl_module, MultipleChoiceModule):
-        model = pl_module.model
-        jacobian = partial(contrast_jacobian, model)
-        return Network(parameters, lambda batch: model(batch).logits, jacobian, lambda b: b.label, move, model)
-    if logits_fn is None:
-        raise UsageError(f"{type(pl_module).__name__} has no answer_logits; give Laplace logits_fn and label_fn")
-
-    def logits(batch: Any) -> Tensor:
-        return logits_fn(pl_module, batch)
-
-    def foreign(batch: Any, names: Any, dtype: Any, directions: Any) -> Any:
-        return linear_jacobian(pl_module, logits, batch, names, dtype, directions)
-
-    return Network(parameters, logits, foreign, label_fn or (lambda batch: batch.label), move)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode within the block; afterwards every submodule is in the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-def _stacked(pl_module: L.LightningModule) -> bool:
-    """Whether members are stacked in the module."""
-    return isinstance(pl_module, LoRAEnsemble)
-
-
-def _member(pl_module: L.LightningModule, place: int | None) -> AbstractContextManager[None]:
-    """Within the block a stack is the network of the member at a place; other modules are what they are."""
-    if place is None or not isinstance(pl_module, LoRAEnsemble):
-        return nullcontext()
-    return as_member(pl_module.model.network, place)
-
-
-def _initial(pl_module: L.LightningModule, network: Network, place: int | None) -> dict[str, Tensor] | None:
-    """The weights training began with: drawn again from the seed, where they were drawn at all."""
-    if not isinstance(pl_module, MultipleChoiceModule) or pl_module.backbone.adapter:
-        return None
-    initial = {name: torch.zeros_like(value, device="cpu") for name, value in network.parameters.items()}
-    if place is None:
-        initialise(initial, pl_module.seed)
-    else:
-        assert isinstance(pl_module, LoRAEnsemble)
-        member = 0 if pl_module.share_init else pl_module.member_ids[place]
-        initialise(initial, pl_module.seed, "member", member)
-    return initial
-
-
-def _save(trainer: L.Trainer, pl_module: L.LightningModule, posterior: Posterior | Mixture) -> None:
+def _save(trainer: L.Trainer, pl_module: L.LightningModule, posterior: Posterior) -> None:
     """Put the posterior into the run folder, where nothing or a plain or Laplace posterior of the same weights is."""
     folder = Path(trainer.default_root_dir) / "posterior"
     if isinstance(pl_module, MultipleChoiceModule) and (not folder.exists() or _same_weights(folder, posterior)):
         save_posterior(posterior, folder, pl_module.model.adapter_config, pl_module.model.base_fingerprint)
 
 
-def _same_weights(folder: Path, posterior: Posterior | Mixture) -> bool:
+def _same_weights(folder: Path, posterior: Posterior) -> bool:
     found = load_posterior(folder)
     families = {part.family for part in getattr(found, "components", [found])}
     if not all(family == "point" or family.startswith("laplace") for family in families):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayeslora.callbacks.laplace import Laplace, network_of
+from bayeslora.callbacks.laplace import Laplace
+from bayeslora.callbacks.laplace_network import network_of
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.prediction import owners
 from bayeslora.models.linear_jacobian import linear_jacobian

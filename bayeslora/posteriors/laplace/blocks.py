@@ -82,10 +82,6 @@ class BlockGaussian(ABC, Generic[B]):
         """The weights the Gaussian is around, name to ``[*shape]``."""
         return dict(self._mean)
 
-    def with_precision(self, precision: float | Mapping[str, float]) -> Self:
-        """The posterior under another prior; the curvature stays what it is."""
-        return type(self)(self._mean, self.blocks, precision)
-
     def scaled(self, factor: float) -> Self:
         """The posterior with curvatures and precisions times a factor: its covariance is divided by it."""
         precision = {name: factor * value for name, value in self.precision.items()}

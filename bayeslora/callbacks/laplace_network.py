@@ -1,0 +1,90 @@
+"""What Laplace needs of a LightningModule: its logits and Jacobians, one network at a time, with noise off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import move_data_to_device
+from torch import Tensor, nn
+
+from bayeslora.callbacks.posterior import trainable_of
+from bayeslora.errors import UsageError
+from bayeslora.lightning_modules.ensemble import LoRAEnsemble
+from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
+from bayeslora.lightning_modules.prediction import LogitsFn
+from bayeslora.models.curvature_rows import Network
+from bayeslora.models.jacobian import contrast_jacobian
+from bayeslora.models.linear_jacobian import linear_jacobian
+from bayeslora.models.loading import initialise
+from bayeslora.models.members import as_member
+
+
+def network_of(
+    pl_module: L.LightningModule, logits_fn: LogitsFn | None, label_fn: Callable[[Any], Tensor] | None
+) -> Network:
+    """What a curvature needs of a module.
+
+    Raises:
+        UsageError: nothing is trainable, or a module of another kind without ``logits_fn``.
+    """
+    parameters: dict[str, nn.Parameter] = trainable_of(pl_module)
+    if not parameters:
+        raise UsageError(f"{type(pl_module).__name__} has no trainable parameters, so there is no curvature to fit")
+    move = partial(move_data_to_device, device=pl_module.device)
+    if isinstance(pl_module, MultipleChoiceModule):
+        model = pl_module.model
+        jacobian = partial(contrast_jacobian, model)
+        return Network(parameters, lambda batch: model(batch).logits, jacobian, lambda b: b.label, move, model)
+    if logits_fn is None:
+        raise UsageError(f"{type(pl_module).__name__} has no answer_logits; give Laplace logits_fn and label_fn")
+
+    def logits(batch: Any) -> Tensor:
+        return logits_fn(pl_module, batch)
+
+    def foreign(batch: Any, names: Any, dtype: Any, directions: Any) -> Any:
+        return linear_jacobian(pl_module, logits, batch, names, dtype, directions)
+
+    return Network(parameters, logits, foreign, label_fn or (lambda batch: batch.label), move)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode within the block; afterwards every submodule is in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def stacked(pl_module: L.LightningModule) -> bool:
+    """Whether members are stacked in the module."""
+    return isinstance(pl_module, LoRAEnsemble)
+
+
+def member_network(pl_module: L.LightningModule, place: int | None) -> AbstractContextManager[None]:
+    """Within the block a stack is the network of the member at a place; other modules are what they are."""
+    if place is None or not isinstance(pl_module, LoRAEnsemble):
+        return nullcontext()
+    return as_member(pl_module.model.network, place)
+
+
+def initial_weights(pl_module: L.LightningModule, network: Network, place: int | None) -> dict[str, Tensor] | None:
+    """The weights training began with: drawn again from the seed, where they were drawn at all."""
+    if not isinstance(pl_module, MultipleChoiceModule) or pl_module.backbone.adapter:
+        return None
+    initial = {name: torch.zeros_like(value, device="cpu") for name, value in network.parameters.items()}
+    if place is None:
+        initialise(initial, pl_module.seed)
+    else:
+        assert isinstance(pl_module, LoRAEnsemble)
+        member = 0 if pl_module.share_init else pl_module.member_ids[place]
+        initialise(initial, pl_module.seed, "member", member)
+    return initial
