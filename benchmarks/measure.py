@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import platform
@@ -144,6 +145,19 @@ def machine() -> str:
         f"{torch.get_num_threads()} torch threads, load {os.getloadavg()[0]:.1f}; {device}\n"
         f"python {platform.python_version()}, {versions}"
     )
+
+
+def begin(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of a benchmark with ``--device`` and ``--small`` among them; what it says from here on are figures."""
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--small", action="store_true", help="a tiny model, to see the script run")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU here; run it where there is one, or without --device")
+    options.device = torch.device(options.device)
+    quiet()
+    print(machine(), flush=True)
+    return options
 
 
 def quiet() -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from measure import machine, quiet, spread
+from measure import begin, spread
 from torch import Tensor
 
 from bayeslora.models.answer_model import AnswerModel
@@ -71,17 +71,11 @@ class Diagonal:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--small", action="store_true", help="a tiny model, to see the script run")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, after one at the smallest batch to warm up")
     parser.add_argument("--tokens", type=int, default=64, help="length of a prompt")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU here; run it where there is one, or without --device")
-    quiet()
-    print(machine())
+    options = begin(parser, arguments)
     table: list[str] = []
-    for name, model in models(torch.device(options.device), options.small):
+    for name, model in models(options.device, options.small):
         measure(model, BATCHES[0], 1, options)  # warms up
         for size in BATCHES:
             seconds = measure(model, size, options.rounds, options)
@@ -146,7 +140,7 @@ def questions(size: int, tokens: int, options: int, device: torch.device) -> Ans
 
 def measure(model: AnswerModel, size: int, rounds: int, options: Any) -> dict[str, list[float]]:
     """Seconds of every contestant in every round, in turns."""
-    device = torch.device(options.device)
+    device = options.device
     rivals = contestants(model, *(questions(size, options.tokens, count, device) for count in (4, 2)))
     seconds: dict[str, list[float]] = {rival: [] for rival in rivals}
     for _ in range(rounds):

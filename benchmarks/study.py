@@ -61,11 +61,13 @@ ROWS = {
     "multiswag_scale_256": Row(("ensemble", "swag"), (FOUR, "--trainer.callbacks.scale=256"), trained="multiswag"),
     "tfb": Row(("mle", "tfb"), trained="mle"),
     "tfb_release": Row(("mle", "tfb", "tfb_release"), trained="mle"),
+    "tfb_validation": Row(("mle", "tfb"), ("--trainer.callbacks.source=validation",), trained="mle"),
     "c_lora": Row(("c_lora",)),
     "c_lora_mean": Row(("c_lora", "c_lora_mean"), trained="c_lora"),
     "c_lora_fe": Row(("c_lora", "c_lora_fe")),
     "blob": Row(("blob",)),
     "blob_mean": Row(("blob", "blob_mean"), trained="blob"),
+    "blob_mean_tfb": Row(("blob", "blob_mean", "tfb"), trained="blob"),
 }
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from measure import MIB, machine, quiet, spread
+from measure import MIB, begin, spread
 from torch.utils.data import DataLoader, IterableDataset
 
 from bayeslora.callbacks.swag import SWAG
@@ -81,20 +81,12 @@ def now() -> float:
 
 
 def main() -> None:
-    options = arguments()
-    quiet()
-    print(machine())
-    with tempfile.TemporaryDirectory() as folder:
-        measure(folder, options)
-
-
-def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=8, help="rounds that count, after one to warm up")
     parser.add_argument("--steps", type=int, default=3, help="optimiser steps of a round")
-    parser.add_argument("--small", action="store_true", help="a model of no interest, to see the script run")
-    return parser.parse_args()
+    options = begin(parser)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(folder, options)
 
 
 def measure(folder: str, options: argparse.Namespace) -> None:
@@ -106,9 +98,9 @@ def measure(folder: str, options: argparse.Namespace) -> None:
     module = LoRAModule(Backbone(folder), LORA, support="options")
     swag = TimedSWAG(options.steps)
     trainer = Trainer(
-        accelerator="gpu" if options.device == "cuda" else "cpu",
+        accelerator="gpu" if options.device.type == "cuda" else "cpu",
         devices=1,
-        precision="bf16-mixed" if options.device == "cuda" else "32-true",
+        precision="bf16-mixed" if options.device.type == "cuda" else "32-true",
         max_steps=options.steps * (options.rounds + 1),
         callbacks=[swag],
         logger=False,

@@ -22,7 +22,7 @@ from contest import fit, loader_of
 from gpu_7b import SIZES as LARGE
 from gpu_7b import Release, adapter, nf4_llama, questions, share
 from lightning.pytorch import Callback
-from measure import machine, quiet, ratios, spread
+from measure import begin, ratios, spread
 from torch import nn
 
 from bayeslora.lightning_modules import multiple_choice
@@ -36,7 +36,6 @@ from bayeslora.types import AnswerBatch
 SIZES = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 6}
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 VOCABULARY = 32000
-BATCHES = (4, 16)
 SAMPLES = 10
 TARGETS = {"C-LoRA": "<= 1.3", "C-LoRA, one E a row": "", "C-LoRA without context": "", "BLoB": "<= 1.25"}
 Clock = Callable[[], float]
@@ -62,22 +61,17 @@ class Watch(Callback):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--small", action="store_true", help="a tiny model, to see the script run")
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], help="questions in a batch")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one to warm up")
     parser.add_argument("--steps", type=int, default=6, help="optimiser steps of each side in a round")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU here; run it where there is one, or without --device")
-    quiet()
-    print(machine())
-    device = torch.device(options.device)
+    options = begin(parser, arguments)
+    device = options.device
     base = nf4_llama(SMALL if options.small else LARGE, device) if device.type == "cuda" else llama(options.small)
     modules = contestants(base, device)
-    for batch in BATCHES:
-        train(modules, batch, options, device)
-    for batch in BATCHES:
-        predict(modules, batch, options, device)
+    for batch in options.batches:
+        train(modules, batch, options)
+    for batch in options.batches:
+        predict(modules, batch, options)
 
 
 def llama(small: bool) -> nn.Module:
@@ -106,17 +100,17 @@ def contestants(base: nn.Module, device: torch.device) -> dict[str, MultipleChoi
     return modules
 
 
-def train(modules: dict[str, MultipleChoiceModule], batch: int, options: argparse.Namespace, device: Any) -> None:
+def train(modules: dict[str, MultipleChoiceModule], batch: int, options: argparse.Namespace) -> None:
     """Steps of all, a round each in turn, over MAP's."""
     seconds: dict[str, list[float]] = {name: [] for name in modules}
     for turn in range(options.rounds + 1):
         for name, module in modules.items():
-            taken = round_of(module, batch, options.steps, device)
+            taken = round_of(module, batch, options.steps, options.device)
             if turn:
                 seconds[name].append(taken / options.steps)
-    print(f"training, batch {batch}, MAP's step {spread([1000 * s for s in seconds['MAP']], 0)} ms")
+    print(f"training, batch {batch}, MAP's step {spread([1000 * s for s in seconds['MAP']], 0)} ms", flush=True)
     for name, target in TARGETS.items():
-        print("  " + ratios(f"step, {name} / MAP", seconds[name], seconds["MAP"], target))
+        print("  " + ratios(f"step, {name} / MAP", seconds[name], seconds["MAP"], target), flush=True)
 
 
 def round_of(module: MultipleChoiceModule, batch: int, steps: int, device: torch.device) -> float:
@@ -127,8 +121,9 @@ def round_of(module: MultipleChoiceModule, batch: int, steps: int, device: torch
     return watch.seconds
 
 
-def predict(modules: dict[str, MultipleChoiceModule], batch: int, options: argparse.Namespace, device: Any) -> None:
+def predict(modules: dict[str, MultipleChoiceModule], batch: int, options: argparse.Namespace) -> None:
     """Ten samples in one pass over the same in ten passes."""
+    device = options.device
     one = next(iter(loader_of(questions(), batch))).to(device)
     for name in ("C-LoRA", "BLoB"):
         module = modules[name]
@@ -138,7 +133,7 @@ def predict(modules: dict[str, MultipleChoiceModule], batch: int, options: argpa
             fanned.append(predicted(module, one, None, device))
             single.append(predicted(module, one, 1, device))
         print(f"prediction, batch {batch}, {name}, ten passes {spread([1000 * s for s in single[1:]], 0)} ms")
-        print("  " + ratios(f"one pass of {SAMPLES} samples / {SAMPLES} passes", fanned[1:], single[1:]))
+        print("  " + ratios(f"one pass of {SAMPLES} samples / {SAMPLES} passes", fanned[1:], single[1:]), flush=True)
 
 
 @torch.no_grad()

@@ -15,9 +15,8 @@ def script(monkeypatch: pytest.MonkeyPatch):
     return variational_step
 
 
-def test_every_ratio_is_printed(script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(script, "BATCHES", (4,))
-    script.main(["--small", "--rounds", "1", "--steps", "1"])
+def test_every_ratio_is_printed(script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.main(["--small", "--rounds", "1", "--steps", "1", "--batches", "4"])
     output = capsys.readouterr().out
     for name in script.TARGETS:
         assert float(re.search(rf"step, {name} / MAP: ([\d.]+)x", output)[1]) > 0
