@@ -17,6 +17,8 @@ from bayeslora.metrics.selective import risk_curve
 from bayeslora.plots import BLACK, FEW, START, STYLE, line_styles, save
 
 _MARKERS = "osD^vPX<>*"
+_FLOOR = "floor of the ECE"
+_LEGEND, _MARK = 84, 8  # characters that fit below a picture, and those that a line's mark takes
 
 
 def save_plots(comparison: Comparison, directory: Path) -> list[Path]:
@@ -114,7 +116,8 @@ def accuracy_ece(comparison: Comparison) -> Figure:
         axes.errorbar(x, y, y_half, x_half, markersize=7, linewidth=1, label=method, **mark)
         floor, _ = _over(runs, dataset, f"ece_{FLOOR_BINS}_floor")
         axes.plot(x, floor, color=line["color"], marker="_", markersize=14, linestyle="none")
-    axes.plot([], [], color=BLACK, marker="_", markersize=14, linestyle="none", label="floor of the ECE")
+    axes.plot([], [], color=BLACK, marker="_", markersize=14, linestyle="none", label=_FLOOR)
     axes.set(xlabel=f"accuracy on {dataset}", ylabel=f"ECE ({FLOOR_BINS} bins)", ylim=(0, None))
-    figure.legend(loc="outside lower center", ncols=3)  # intervals cross the whole picture
+    columns = max(1, min(3, _LEGEND // (_MARK + max(map(len, [*comparison.methods, _FLOOR])))))
+    figure.legend(loc="outside lower center", ncols=columns)  # below, since intervals cross the whole picture
     return figure

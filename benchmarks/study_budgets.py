@@ -94,8 +94,9 @@ def context_table(studies: dict[int, Path]) -> str:
     titles = [f"{'shifted, ' * (dataset == SHIFTED)}minus {row}" for dataset in (IN, SHIFTED) for row in WITHOUT]
     lines = [f"| labels | {' | '.join(titles)} |", "|---" + "|--:" * len(titles) + "|"]
     for labels, study in studies.items():
-        against = {row: comparison_of(study, [row, CONTEXT], row) for row in WITHOUT}
-        found = [against[row].summary(CONTEXT, dataset, RANK) for dataset in (IN, SHIFTED) for row in WITHOUT]
+        against = {row: comparison_of(study, [row, CONTEXT], row) for row in WITHOUT if (study / row).is_dir()}
+        keys = [(dataset, row) for dataset in (IN, SHIFTED) for row in WITHOUT]
+        found = [against[row].summary(CONTEXT, dataset, RANK) if row in against else None for dataset, row in keys]
         lines.append(f"| {labels} | {' | '.join('-' if one is None else difference(one) for one in found)} |")
     return "\n".join(lines)
 
