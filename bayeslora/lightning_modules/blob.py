@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from bayeslora.errors import UsageError
@@ -208,7 +210,10 @@ class BLoBModule(MultipleChoiceModule):
         self.manual_backward(nll)
         adam.step()
         adam.zero_grad()  # of means and points; G keeps its gradient for SGD
-        self.manual_backward(self._weighted_kl(step))
+        strategy = self.trainer.strategy
+        alone = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+        with alone:  # the KL is the same on every process, and does not reach the parameters DDP would wait for
+            self.manual_backward(self._weighted_kl(step))
         self.trainer.strategy.optimizer_step(sgd.optimizer, lambda: None, self)
         sgd.zero_grad()
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]

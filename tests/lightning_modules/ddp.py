@@ -1,4 +1,4 @@
-"""A run on two processes, started from a test."""
+"""Runs on two processes, started from a test."""
 
 import json
 import os
@@ -11,9 +11,14 @@ ROOT = Path(__file__).parent.parent.parent
 
 def launch(root: Path, data: Path) -> dict:
     """Fit and test on two CPU processes; what rank 0 saw."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, __file__, str(root), str(data)], check=True, env=environment, timeout=280)
+    start(__file__, root, data)
     return json.loads((root / "ddp.json").read_text())
+
+
+def start(script: str, root: Path, data: Path) -> None:
+    """Run a script that starts its own second process, with a folder to write to and the questions."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, script, str(root), str(data)], check=True, env=environment, timeout=280)
 
 
 def main(root: Path, data: Path) -> None:

@@ -1,0 +1,64 @@
+"""The gradients of a run's first two steps, on one process or, as a script, on two."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA
+from bayeslora.datamodules import JSONLDataModule
+
+CASES: dict[str, tuple[type[BLoBModule | CLoRAModule], dict[str, Any]]] = {
+    "blob": (BLoBModule, {"init_std": 0.1}),
+    "blob two": (BLoBModule, {"init_std": 0.1, "optimisers": "two"}),
+    "c_lora": (CLoRAModule, {"init_std": 0.2, "kl_schedule": "cyclic"}),
+    "c_lora two": (CLoRAModule, {"init_std": 0.2, "kl_schedule": "cyclic", "optimisers": "two"}),
+}
+BATCH = 8  # questions a step, of all processes
+
+
+class Gradients(L.Callback):
+    """What every step of every optimiser sees, name to gradient."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        """Note the gradients that there are."""
+        found = {name: parameter.grad for name, parameter in pl_module.trainable().items()}
+        self.seen.append({name: grad.clone() for name, grad in found.items() if grad is not None})
+
+
+def gradients(case: str, root: Path, data: Path, processes: int) -> list[dict[str, torch.Tensor]]:
+    """Of a run on ``processes`` that share every batch, from factors that are not zero."""
+    kind, options = CASES[case]
+    module = kind(Backbone("embedded"), LoRA(), learning_rate=1e-6, kl_weight=5.0, seed=1, **options)
+    module.configure_model()
+    source = torch.Generator().manual_seed(2)
+    for name, parameter in module.trainable().items():
+        if ".lora_B." in name or name.endswith("lora_E.out.weight"):
+            parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=source))
+    watch = Gradients()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(
+        default_root_dir=root,
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
+        max_steps=2,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        callbacks=[watch],
+        **quiet,  # type: ignore[arg-type]
+    )
+    trainer.fit(module, datamodule=JSONLDataModule(path=str(data), labels=40, batch_size=BATCH // processes, seed=1))
+    return watch.seen
+
+
+if __name__ == "__main__":
+    root, data = map(Path, sys.argv[1:])
+    found = {case: gradients(case, root, data, 2) for case in CASES}
+    if torch.distributed.get_rank() == 0:
+        torch.save(found, root / "gradients.pt")
