@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bayeslora.errors import RunError, UsageError
+from bayeslora.errors import RunError, UsageError, require_choice
 from bayeslora.lightning_cli import CommandLine, run
 from bayeslora.member_store import DONE, FAILED, FOLDER, MemberStore
 
@@ -122,8 +122,7 @@ def main(args: Sequence[str]) -> int:
         "--mode", default="auto", help="joint: one pass for all; sequential: one after another; auto: as memory allows"
     )
     own, rest = parser.parse_known_args(list(args))
-    if own.mode not in MODES:
-        raise UsageError(f"mode is {own.mode!r}; allowed: {', '.join(MODES)}")
+    require_choice("mode", own.mode, MODES)
     work = Work(None if own.members is None else _parse(own.members), own.mode)
     while _train_group(work, rest):
         pass

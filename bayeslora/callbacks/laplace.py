@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bayeslora.callbacks.laplace_network import evaluating, initial_weights, member_network, network_of, stacked
 from bayeslora.callbacks.posterior import PosteriorCallback, usable_members
-from bayeslora.errors import UsageError
+from bayeslora.errors import UsageError, require_choice
 from bayeslora.files import write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction import LogitsFn, Predict
@@ -109,8 +109,7 @@ class Laplace(PosteriorCallback):
             )
         if structure != AUTO:
             check_structure(structure)
-        if dtype not in _DTYPES:
-            raise UsageError(f"Laplace's dtype is {dtype!r}; allowed: {', '.join(_DTYPES)}")
+        require_choice("Laplace's dtype", dtype, _DTYPES)
         super().__init__(
             samples, "samples" if predict == WEIGHT_SAMPLES else predict and "linearised", False, seed, logits_fn
         )

@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim.lr_scheduler import LambdaLR
 
-from bayeslora.errors import UsageError
+from bayeslora.errors import UsageError, require_choice
 
 HALF = 0.5
 KINDS = ("anneal", "constant", "cyclic", "linear")
@@ -35,8 +35,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Check what a user can get wrong."""
-        if self.kind not in KINDS:
-            raise UsageError(f"schedule.kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
+        require_choice("schedule.kind", self.kind, KINDS)
         if self.swa_lr is not None and not self.swa_lr > 0:
             raise UsageError(f"schedule.swa_lr is {self.swa_lr}; allowed: above 0, or none for half the peak")
         if not 0 <= self.warmup < 1:

@@ -20,7 +20,7 @@ from bayeslora.callbacks.posterior import (
     weight_sets,
 )
 from bayeslora.callbacks.schedule import Schedule, Steps, install
-from bayeslora.errors import UsageError
+from bayeslora.errors import UsageError, require_choice
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction import LogitsFn, Predict
 from bayeslora.models.swap import fill
@@ -94,10 +94,10 @@ class SWAG(PosteriorCallback):
         logits_fn: LogitsFn | None = None,
         label_fn: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        _require_choice("preset", preset, PRESETS)
-        _require_choice("mode", mode, (*MODES, CHECKPOINTS))
-        _require_choice("unit", unit, UNITS)
-        _require_choice("device", device, DEVICES)
+        require_choice("SWAG's preset", preset, PRESETS)
+        require_choice("SWAG's mode", mode, (*MODES, CHECKPOINTS))
+        require_choice("SWAG's unit", unit, UNITS)
+        require_choice("SWAG's device", device, DEVICES)
         if start < 0 or (isinstance(start, float) and start >= 1) or every < 1:
             raise UsageError(
                 f"SWAG's start is {start} and every {every}; allowed: a whole number of {unit}s from 0 or a fraction "
@@ -335,8 +335,3 @@ def _best_weights(trainer: L.Trainer) -> dict[str, Tensor]:
         )
     state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
     return {name: state[name] for name in trainable_of(trainer.lightning_module)}
-
-
-def _require_choice(name: str, value: str, allowed: Any) -> None:
-    if value not in allowed:
-        raise UsageError(f"SWAG's {name} is {value!r}; allowed: {', '.join(allowed)}")

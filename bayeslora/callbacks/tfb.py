@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
 from torch import Tensor
 
 from bayeslora.callbacks.posterior import PosteriorCallback, bank_predictor, weight_sets
-from bayeslora.errors import UsageError
+from bayeslora.errors import UsageError, require_choice
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction import LogitsFn, Predict
 from bayeslora.posteriors.state import load_posterior, save_posterior
@@ -80,8 +80,7 @@ class TFB(PosteriorCallback):
         if predict is None:
             raise UsageError("TFB's predict is none; allowed: samples, linearised")
         super().__init__(samples, predict, dropout, seed, logits_fn)
-        if source not in SOURCES:
-            raise UsageError(f"TFB's source is {source!r}; allowed: {', '.join(SOURCES)}")
+        require_choice("TFB's source", source, SOURCES)
         if not tolerance > 0 or anchors < 1 or iterations < 0 or not 0 < bounds[0] < bounds[1]:
             raise UsageError(
                 f"TFB's tolerance is {tolerance}, anchors {anchors}, iterations {iterations}, bounds {tuple(bounds)}; "

@@ -7,7 +7,7 @@ from typing import Any
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question, from_choices
 from bayeslora.datamodules.source import Benchmark, Row
-from bayeslora.errors import UsageError
+from bayeslora.errors import require_choice
 
 SIZES = {
     "ARC-Easy": {"train": 2251, "validation": 570, "test": 2376},
@@ -22,8 +22,7 @@ class ARC(Benchmark):
     task = "arc"
 
     def __init__(self, config: str) -> None:
-        if config not in SIZES:
-            raise UsageError(f"config of ARC is {config!r}; allowed: {', '.join(SIZES)}")
+        require_choice("config of ARC", config, SIZES)
         self.config = config
         self.name = config.lower().replace("-", "_")
         self.sizes = SIZES[config]

@@ -21,7 +21,7 @@ from bayeslora.datamodules.source import Benchmark
 from bayeslora.datamodules.splits import fingerprint, load_split, load_training, shared_questions
 from bayeslora.datamodules.tokenizer import load_tokenizer
 from bayeslora.datamodules.writer import ChatWriter, PromptWriter
-from bayeslora.errors import UsageError
+from bayeslora.errors import UsageError, require_choice
 
 READOUTS = ("label_token", "head")
 TRAIN, VALIDATION = "train", "validation"
@@ -99,8 +99,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         self._resume: tuple[int, int] | None = None
 
     def _check_arguments(self) -> None:
-        if self.readout not in READOUTS:
-            raise UsageError(f"readout is {self.readout!r}; allowed: {', '.join(READOUTS)}")
+        require_choice("readout", self.readout, READOUTS)
         at_least = {"batch_size": 1, "eval_batch_size": 1, "permutations": 1, "num_workers": 0, "shots": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:

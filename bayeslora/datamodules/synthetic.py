@@ -8,7 +8,7 @@ from typing import Any
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.source import Benchmark
-from bayeslora.errors import UsageError
+from bayeslora.errors import require_choice
 
 TEST_SPLITS = ("test", "shifted", "ood", "easy", "noisy", "hard")
 
@@ -24,8 +24,7 @@ class Synthetic(Benchmark):
     sizes: Mapping[str, int] = {}
 
     def __init__(self, test: str = "test") -> None:
-        if test not in TEST_SPLITS:
-            raise UsageError(f"synthetic set is {test!r}; allowed: {', '.join(TEST_SPLITS)}")
+        require_choice("synthetic set", test, TEST_SPLITS)
         self.test = test
         self.name = "synthetic" if test == "test" else f"synthetic:{test}"
 

@@ -7,7 +7,7 @@ from typing import Any
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.source import Benchmark, Row
-from bayeslora.errors import UsageError
+from bayeslora.errors import require_choice
 
 TRAIN_SIZES = {"s": 640, "m": 2558}
 ANSWERS = ("1", "2")
@@ -20,8 +20,7 @@ class WinoGrande(Benchmark):
     task = "winogrande"
 
     def __init__(self, size: str) -> None:
-        if size not in TRAIN_SIZES:
-            raise UsageError(f"size of WinoGrande is {size!r}; allowed: {', '.join(TRAIN_SIZES)}")
+        require_choice("size of WinoGrande", size, TRAIN_SIZES)
         self.config = self.name = f"winogrande_{size}"
         self.sizes = {"train": TRAIN_SIZES[size], "validation": 1267}
 

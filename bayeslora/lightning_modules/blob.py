@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
-from bayeslora.errors import UsageError
+from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
 from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
 from bayeslora.models.jacobian import linearised
@@ -87,18 +87,17 @@ class BLoBModule(MultipleChoiceModule):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, lora, learning_rate, weight_decay, warmup, support, chunk, seed)
-        _require_choice("factors", factors, tuple(FACTORS))
-        _require_choice("kl_schedule", kl_schedule, (*KINDS, RELEASE))
-        _require_choice("optimisers", optimisers, OPTIMISERS)
-        _require_choice("predict", predict, PREDICTIONS)
+        require_choice("factors", factors, FACTORS)
+        require_choice("kl_schedule", kl_schedule, (*KINDS, RELEASE))
+        require_choice("optimisers", optimisers, OPTIMISERS)
+        require_choice("predict", predict, PREDICTIONS)
         usual = 0.01 if optimisers == "two" else learning_rate
         self.std_learning_rate = usual if std_learning_rate is None else std_learning_rate
-        above = {"prior_std": prior_std, "init_std": init_std, "std_learning_rate": self.std_learning_rate}
-        for name, value in above.items():
-            if not value > 0:
-                raise UsageError(f"{name} is {value}; allowed: above 0")
-        if kl_weight < 0 or samples < 0:
-            raise UsageError(f"kl_weight is {kl_weight}, samples is {samples}; allowed: 0 or more")
+        require("prior_std", prior_std, prior_std > 0, "above 0")
+        require("init_std", init_std, init_std > 0, "above 0")
+        require("std_learning_rate", self.std_learning_rate, self.std_learning_rate > 0, "above 0")
+        require("kl_weight", kl_weight, kl_weight >= 0, "0 or more")
+        require("samples", samples, samples >= 0, "0 (the mean) or more")
         self.prior_std, self.init_std, self.factors, self.optimisers = prior_std, init_std, factors, optimisers
         self.kl_kind, self.kl_weight = kl_schedule, kl_weight
         self.samples, self.predict = samples, predict
@@ -281,8 +280,3 @@ class BLoBModule(MultipleChoiceModule):
         if self.predict == "linearised" and self.samples and not self.base_only:
             return linearised(self.model, batch, self.posterior())
         return self.sampled(batch, self._bank or self._draw())
-
-
-def _require_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora.errors import UsageError
+from bayeslora.errors import require, require_choice
 from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
 from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
 from bayeslora.models.contextual import CONTEXTS, INITS, ContextualSites
@@ -30,11 +30,12 @@ class CLoRAModule(MultipleChoiceModule):
     .. math:: L = \frac{1}{|b|} \sum_{i \in b} -\log p(y_i \mid x_i, E) + w \sum_l KL(q(E^l \mid x) \| N(0, \beta^2))
 
     under one draw of every E. A row's divergence is the mean over its real tokens. Its gradient reaches the contextual
-    modules alone: A and B follow the likelihood, as the paper has it. With N training questions, w is ``kl_weight / N``
-    (``constant``), or moves about that within every epoch (``cyclic``, see
-    :func:`~bayeslora.lightning_modules.kl_schedule.cyclic_share`). The paper's bound, the divergence once a question,
-    is ``kl_weight = N``. ``release`` is what its authors' code does: the sum over all tokens, padding included, times
-    1e-6 over the number of sites, in the release's own cycle, with a gradient that reaches A and B too.
+    modules alone: A and B follow the likelihood, as the paper has it. Every question has an E of its own, so that the
+    evidence lower bound holds its divergence once: w is ``kl_weight`` (``constant``), 1 for the paper's bound and below 1
+    for a tempered one, or moves about that within every epoch (``cyclic``, see
+    :func:`~bayeslora.lightning_modules.kl_schedule.cyclic_share`). ``release`` is what its authors' code does: the sum
+    over all tokens, padding included, times 1e-6 over the number of sites, in the release's own cycle, with a gradient
+    that reaches A and B too.
 
     Prediction averages ``samples`` draws of E in one pass, or takes its mean where ``samples`` is 0. The uncertainty of
     a question is that of the E its own tokens ask for; ``context="free"`` takes this away (the paper's ablation FE).
@@ -52,7 +53,7 @@ class CLoRAModule(MultipleChoiceModule):
         init: ``lora`` starts at plain LoRA, E the identity; ``release`` as the authors' code.
         init_std: Standard deviation of E's entries at the start, with ``lora``; between 0 and 1.
         beta: Standard deviation of the prior on E's entries.
-        kl_weight: Factor on the divergence.
+        kl_weight: Factor on a question's divergence; 1 is the paper's bound, below 1 it is tempered.
         kl_schedule: ``constant``, ``cyclic`` or ``release``.
         nll_scale: Factor on the negative log-likelihood; the release doubles or quadruples it for some tasks.
         optimisers: ``one``: AdamW for all. ``two``, as released: AdamW for A and B, SGD for the contextual modules,
@@ -88,19 +89,19 @@ class CLoRAModule(MultipleChoiceModule):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, lora, learning_rate, weight_decay, warmup, support, chunk, seed)
-        _choice("context", context, CONTEXTS)
-        _choice("init", init, INITS)
-        _choice("kl_schedule", kl_schedule, (*KINDS, RELEASE))
-        _choice("optimisers", optimisers, OPTIMISERS)
-        _check("width", width, width >= 1, "1 or more")
-        _check("init_std", init_std, 0 < init_std < 1, "between 0 and 1")
-        _check("beta", beta, beta > 0, "above 0")
-        _check("kl_weight", kl_weight, kl_weight >= 0, "0 or more")
-        _check("nll_scale", nll_scale, nll_scale > 0, "above 0")
-        _check("samples", samples, samples >= 0, "0 (the mean of E) or more")
+        require_choice("context", context, CONTEXTS)
+        require_choice("init", init, INITS)
+        require_choice("kl_schedule", kl_schedule, (*KINDS, RELEASE))
+        require_choice("optimisers", optimisers, OPTIMISERS)
+        require("width", width, width >= 1, "1 or more")
+        require("init_std", init_std, 0 < init_std < 1, "between 0 and 1")
+        require("beta", beta, beta > 0, "above 0")
+        require("kl_weight", kl_weight, kl_weight >= 0, "0 or more")
+        require("nll_scale", nll_scale, nll_scale > 0, "above 0")
+        require("samples", samples, samples >= 0, "0 (the mean of E) or more")
         usual = 0.01 if optimisers == "two" else learning_rate
         rate = usual if contextual_learning_rate is None else contextual_learning_rate
-        _check("contextual_learning_rate", rate, rate > 0, "above 0")
+        require("contextual_learning_rate", rate, rate > 0, "above 0")
         self.contextual_learning_rate, self.context, self.width = rate, context, width
         self.init, self.init_std, self.beta = init, init_std, beta
         self.kl_kind, self.kl_weight, self.nll_scale = kl_schedule, kl_weight, nll_scale
@@ -162,7 +163,8 @@ class CLoRAModule(MultipleChoiceModule):
             factor = self.kl_weight * RELEASE_FACTOR / len(self.contextual)
             batch_size = trainer.datamodule.batch_size
             return KLSchedule.of_release(self.training_size, batch_size, trainer.world_size, factor)
-        return KLSchedule.over_epoch(self.kl_kind, trainer.num_training_batches, self.training_size, self.kl_weight)
+        batches = trainer.num_training_batches
+        return KLSchedule(self.kl_kind, batches, self.kl_weight * batches)
 
     def loss(self, batch: AnswerBatch) -> Tensor:
         """Negative log-likelihood under one draw of E, and the weighted divergence from the prior."""
@@ -200,12 +202,3 @@ class CLoRAModule(MultipleChoiceModule):
         plain, contextual = self.parameter_groups()
         adam = torch.optim.AdamW([plain], lr=self.learning_rate, weight_decay=self.weight_decay, eps=1e-6)
         return [self.scheduled(adam), self.scheduled(torch.optim.SGD([contextual]))]
-
-
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    _check(name, value, value in allowed, ", ".join(allowed))
-
-
-def _check(name: str, value: object, allowed: bool, what: str) -> None:
-    if not allowed:
-        raise UsageError(f"{name} is {value!r}; allowed: {what}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from bayeslora.errors import RunError, UsageError
+from bayeslora.errors import RunError, UsageError, require
 from bayeslora.lightning_modules.prediction import PredictionPath
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.loading import Backbone, LoRA, config_of, load_answer_model
@@ -52,9 +52,9 @@ class MultipleChoiceModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.backbone, self.lora = config_of(Backbone, backbone), config_of(LoRA, lora)
-        _require(0 <= warmup <= 1, f"warmup is {warmup}; allowed: a fraction of all steps, 0 to 1")
-        _require(learning_rate > 0, f"learning_rate is {learning_rate}; allowed: above 0")
-        _require(support in (None, *SUPPORTS), f"support is {support!r}; allowed: {', '.join(SUPPORTS)}")
+        require("warmup", warmup, 0 <= warmup <= 1, "a fraction of all steps, 0 to 1")
+        require("learning_rate", learning_rate, learning_rate > 0, "above 0")
+        require("support", support, support in (None, *SUPPORTS), ", ".join(SUPPORTS))
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.support, self.chunk, self.seed = support, chunk, seed
         self.save_hyperparameters()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, relu
 
-from bayeslora.errors import UsageError
+from bayeslora.errors import require_choice
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.noise import generator, normal
 from bayeslora.models.sites import ADAPTER, SiteContext, SiteLinear, plain_name
@@ -146,8 +146,7 @@ class ContextualSites:
     """
 
     def __init__(self, model: AnswerModel, context: str = "token", width: int = 64) -> None:
-        if context not in CONTEXTS:
-            raise UsageError(f"context is {context!r}; allowed: {', '.join(CONTEXTS)}")
+        require_choice("context", context, CONTEXTS)
         self.modules: dict[str, ContextualModule] = {}
         for path, layer in list(model.network.named_modules()):
             if ADAPTER in getattr(layer, "lora_A", {}):

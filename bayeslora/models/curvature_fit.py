@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora.errors import UsageError
+from bayeslora.errors import UsageError, require_choice
 from bayeslora.files import write_json
 from bayeslora.models.curvature_rows import Network, collect
 from bayeslora.models.sweep_stages import run_sweeps
@@ -284,8 +284,7 @@ def check_structure(structure: str) -> None:
     Raises:
         UsageError: naming those that are.
     """
-    if structure not in STRUCTURES:
-        raise UsageError(f"Laplace's structure is {structure!r}; allowed: {', '.join(STRUCTURES)}")
+    require_choice("Laplace's structure", structure, STRUCTURES)
 
 
 def check_space(task: Task, needed: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bayeslora.errors import UsageError
+from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.models.noise import generator, stream
 from bayeslora.models.pretrained import cannot_load, resolve_pretrained
 from bayeslora.models.sites import ADAPTER, SiteContext, install_sites, plain_name
@@ -55,7 +55,7 @@ class Backbone:
     def __post_init__(self) -> None:
         """Refuse values that are not among the allowed ones."""
         for name, allowed in CHOICES.items():
-            _check_choice(f"backbone.{name}", getattr(self, name), allowed)
+            require_choice(f"backbone.{name}", getattr(self, name), allowed)
 
 
 @dataclass
@@ -76,10 +76,8 @@ class LoRA:
 
     def __post_init__(self) -> None:
         """Refuse ranks and rates out of range."""
-        if self.r < 1:
-            raise UsageError(f"lora.r is {self.r}; allowed: 1 or more")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"lora.dropout is {self.dropout}; allowed: 0 up to, not including, 1")
+        require("lora.r", self.r, self.r >= 1, "1 or more")
+        require("lora.dropout", self.dropout, 0 <= self.dropout < 1, "0 up to, not including, 1")
 
 
 def config_of(kind: type[T], value: T | dict[str, Any] | None) -> T:
@@ -95,7 +93,7 @@ def config_of(kind: type[T], value: T | dict[str, Any] | None) -> T:
     values: dict[str, Any] = dict(value)  # type: ignore[arg-type]
     allowed = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     for key in values:
-        _check_choice(f"key of {kind.__name__}", key, allowed)
+        require_choice(f"key of {kind.__name__}", key, allowed)
     return kind(**values)
 
 
@@ -281,11 +279,6 @@ def _existing_adapter(base: nn.Module, backbone: Backbone) -> nn.Module:
         raise UsageError(
             f"backbone.adapter {folder} does not fit {backbone.pretrained}: {_first_line(error)}"
         ) from error
-
-
-def _check_choice(what: str, value: object, allowed: tuple[Any, ...] | list[str]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{what} is {value!r}; allowed: {', '.join(map(str, allowed))}")
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bayeslora.errors import UsageError
+from bayeslora.errors import require_choice
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.kfac import RANK, DiagonalSweep, EigenSweep, KroneckerSweep
 from bayeslora.models.kfac_tokens import TokenSweep
@@ -60,8 +60,7 @@ def sweeps(
     Raises:
         UsageError: another structure, a rank below 1.
     """
-    if structure not in STRUCTURES:
-        raise UsageError(f"the structure is {structure!r}; allowed: {', '.join(STRUCTURES)}")
+    require_choice("the structure", structure, STRUCTURES)
     if structure == "diag":
         yield DiagonalSweep(shapes, device, dtype)
     elif structure in _SHARING:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora.errors import RunError, UsageError
+from bayeslora.errors import RunError, UsageError, require_choice
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import check_same_parameters, parameters_of, state_of
@@ -338,11 +338,9 @@ def check_options(mode: str, scale: float, divisor: str, rank: int) -> None:
     Raises:
         UsageError: an unknown mode or divisor, a negative scale, too small a rank.
     """
-    if mode not in MODES:
-        raise UsageError(f"SWAG's mode is {mode!r}; allowed: {', '.join(MODES)}")
+    require_choice("SWAG's mode", mode, MODES)
     if not scale >= 0:
         raise UsageError(f"SWAG's scale is {scale}; allowed: 0 or more (0.5 as published, 1.0 as released)")
-    if divisor not in DIVISORS:
-        raise UsageError(f"SWAG's divisor is {divisor!r}; allowed: {', '.join(DIVISORS)}")
+    require_choice("SWAG's divisor", divisor, DIVISORS)
     if rank < (2 if mode == "full" else 0):
         raise UsageError(f"SWAG's rank K is {rank} in mode {mode}; allowed: 2 or more for full, 0 or more otherwise")

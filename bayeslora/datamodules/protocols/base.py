@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.sampler import Order
 from bayeslora.datamodules.source import Benchmark
-from bayeslora.errors import UsageError
+from bayeslora.errors import UsageError, require_choice
 
 Support = Literal["options", "options_and_rest", "full_vocab"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -124,7 +124,6 @@ def get_protocol(name: str) -> Protocol:
     Raises:
         UsageError: a name that is none of them.
     """
-    if name not in PROTOCOLS:
-        raise UsageError(f"protocol is {name!r}; allowed: {', '.join(PROTOCOLS)}")
+    require_choice("protocol", name, PROTOCOLS)
     module = import_module(f"bayeslora.datamodules.protocols.{name}")
     return getattr(module, PROTOCOLS[name])()

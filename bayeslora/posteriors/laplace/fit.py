@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora.errors import UsageError
+from bayeslora.errors import UsageError, require_choice
 from bayeslora.posteriors.laplace.cells import chosen, grouped, names_of
 from bayeslora.posteriors.laplace.curvature import Curvature, Groups
 from bayeslora.posteriors.laplace.evidence import Evidence
@@ -87,8 +87,7 @@ class Fit:
         return posterior, choice, self._report(prior, groups, curvature, evidence, choice)
 
     def _centre(self, mean: str) -> Callable[[str], Tensor]:
-        if mean not in PRIOR_MEANS:
-            raise UsageError(f"Laplace's prior_mean is {mean!r}; allowed: {', '.join(PRIOR_MEANS)}")
+        require_choice("Laplace's prior_mean", mean, PRIOR_MEANS)
         if mean == "zero":
             return lambda name: torch.zeros((), dtype=torch.float64)
         initial = self.initial
