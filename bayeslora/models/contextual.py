@@ -214,7 +214,9 @@ class ContextualSites:
         for module in self.modules.values():
             context, module.recorded = module.recorded, None
             assert context is not None  # every site is met in a pass
-            values = divergence(*module.law(context if release else context.detach()), prior_std).sum(-1)
+            with torch.autocast(context.device.type, enabled=False):  # as where the law was drawn from
+                mean, rho = module.law(context if release else context.detach())
+            values = divergence(mean, rho, prior_std).sum(-1)
             if release:
                 total = total + values.sum()
             else:
