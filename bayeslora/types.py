@@ -87,12 +87,13 @@ class Samples:
 
     Attributes:
         weights: Parameter name (without the adapter's name) to its S values ``[S, *shape]``.
-        draws: Ids of the noise draws, int64 ``[S]`` on the CPU; dropout and the like are active iff this is given.
+        draws: Ids of the noise draws, int64 ``[S]`` on the CPU; there is noise iff this is given.
         seed: Names the stream of noise the draws are taken from.
         perturbations: Weight name to S values ``[S, *shape]`` that are added to it with signs of their own for every
             token (flipout); needs ``draws``, which the signs belong to.
         coherent: A draw is one function: its noise is the same for all questions, rows and positions. Otherwise every
             question and position has noise of its own.
+        dropout: Whether LoRA's dropout is among the noise.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -100,6 +101,7 @@ class Samples:
     seed: int = 0
     perturbations: Mapping[str, Tensor] = field(default_factory=dict)
     coherent: bool = False
+    dropout: bool = True
 
     def __post_init__(self) -> None:
         """Check that everything has the same number S of samples."""

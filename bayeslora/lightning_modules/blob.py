@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,8 @@ class BLoBModule(MultipleChoiceModule):
         if self.model is not None:
             return
         super().configure_model()
+        if self.base_only:
+            return  # no adapter, nothing to put a spread on
         self._roots = add_spread(self.model, self.factors, self.init_std, self.seed)
         parameters = self.trainable()
         self._means = {name: parameters[name] for name in self._roots}
@@ -271,7 +274,7 @@ class BLoBModule(MultipleChoiceModule):
             return None
         if self.predict == "flipout":
             std = {name: value.detach() for name, value in self.std().items()}
-            return perturbed(std, torch.arange(self.samples), stream(self.seed, "test"))
+            return replace(perturbed(std, torch.arange(self.samples), stream(self.seed, "test")), dropout=False)
         bank = self.posterior().sample(self.samples, generator(self.seed, "blob", "posterior"))
         return Samples({name: bank[name].to(value.device) for name, value in self.std().items()})
 

@@ -31,8 +31,8 @@ class CLoRAModule(MultipleChoiceModule):
 
     under one draw of every E. A row's divergence is the mean over its real tokens. Its gradient reaches the contextual
     modules alone: A and B follow the likelihood, as the paper has it. Every question has an E of its own, so that the
-    evidence lower bound holds its divergence once: w is ``kl_weight`` (``constant``), 1 for the paper's bound and below 1
-    for a tempered one, or moves about that within every epoch (``cyclic``, see
+    evidence lower bound holds its divergence once: w is ``kl_weight`` (``constant``), 1 for the paper's bound and below
+    1 for a tempered one, or moves about that within every epoch (``cyclic``, see
     :func:`~bayeslora.lightning_modules.kl_schedule.cyclic_share`). ``release`` is what its authors' code does: the sum
     over all tokens, padding included, times 1e-6 over the number of sites, in the release's own cycle, with a gradient
     that reaches A and B too.
@@ -148,10 +148,10 @@ class CLoRAModule(MultipleChoiceModule):
 
     def predictive(self, batch: AnswerBatch) -> Predictive:
         """The average over ``samples`` draws of E, or the prediction at its mean."""
-        if self.samples == 0:
+        if self.samples == 0 or self.base_only:
             return super().predictive(batch)
-        draws = torch.arange(self.samples)
-        return self.sampled(batch, Samples(draws=draws, seed=stream(self.seed, "test"), coherent=self.coherent))
+        draws, seed = torch.arange(self.samples), stream(self.seed, "test")
+        return self.sampled(batch, Samples(draws=draws, seed=seed, coherent=self.coherent, dropout=False))
 
     # --- training ------------------------------------------------------------------------------------------------
 

@@ -102,8 +102,16 @@ def site_state(batch: AnswerBatch, samples: Samples | None) -> SiteState:
     if samples.draws is None:
         return SiteState(groups, samples.weights, mask=mask)
     positions = torch.ones_like(mask) if samples.coherent else positions_from_last(mask)
-    keys, positions = row_keys(batch, samples), positions.repeat(groups, 1)
-    return SiteState(groups, samples.weights, keys, positions, samples.perturbations, samples.coherent, mask)
+    return SiteState(
+        groups,
+        samples.weights,
+        row_keys(batch, samples),
+        positions.repeat(groups, 1),
+        samples.perturbations,
+        samples.coherent,
+        mask,
+        samples.dropout,
+    )
 
 
 def fitting_chunk(batch: AnswerBatch, samples: Samples, bytes_per_token: int) -> int:

@@ -34,6 +34,7 @@ class SiteState:
         perturbations: Weight name to S values ``[S, *shape]`` that are added with signs of their own for every token.
         coherent: Rows of one group share their key and their positions are all one: a draw is one function.
         mask: Which tokens are real ``[R, T]``; None where nobody said.
+        dropout: Whether dropout is among the noise.
     """
 
     groups: int = 1
@@ -43,6 +44,7 @@ class SiteState:
     perturbations: Mapping[str, Tensor] = field(default_factory=dict)
     coherent: bool = False
     mask: Tensor | None = None
+    dropout: bool = True
 
 
 class SiteContext:
@@ -126,7 +128,7 @@ class SiteLinear(nn.Linear):
 
 
 class SiteDropout(nn.Dropout):
-    """Dropout whose mask is a function of example, position, draw and site; active when the state has noise keys.
+    """Dropout whose mask is a function of example, position, draw and site; active when the state asks for it.
 
     The module's train and eval modes do not matter: noise is asked for, pass by pass.
     """
@@ -144,8 +146,9 @@ class SiteDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """``input [N, T, D]`` or, at the answer position, ``[N, D]``."""
-        keys, positions = self.context.state.keys, self.context.state.positions
-        if keys is None or positions is None or self.p == 0:
+        state = self.context.state
+        keys, positions = state.keys, state.positions
+        if keys is None or positions is None or self.p == 0 or not state.dropout:
             return input
         keep = keep_mask(keys, _positions(positions, input), self.site, input.shape[-1], self.p)
         return input * keep.to(input.dtype).div_(1 - self.p).view_as(input)
