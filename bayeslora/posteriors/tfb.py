@@ -106,11 +106,11 @@ class TFBPosterior:
 def noise_root(up: Tensor) -> Tensor:
     r""":math:`V D^{-1}` ``[r, r]``, float32, of B ``[out, r]``; zero in directions that B does not reach.
 
-    B's rank is numerical, in its own dtype: an update that was never trained, or that lost a direction, gets finite
-    noise where it acts and none elsewhere.
+    B's rank is numerical: directions that rounding B's entries to its dtype could have made do not count. So an update
+    that was never trained, or that lost a direction, gets finite noise where it acts and none elsewhere.
     """
     _, values, basis = torch.linalg.svd(up.detach().cpu().double(), full_matrices=False)
-    smallest = values.max() * max(up.shape) * torch.finfo(up.dtype).eps
+    smallest = values.norm() * torch.finfo(up.dtype).eps  # twice the largest norm that rounding can have
     inverse = torch.where(values > smallest, 1 / values, 0.0)
     root = torch.zeros(up.shape[1], up.shape[1], dtype=torch.float64)
     root[:, : len(values)] = basis.T * inverse

@@ -88,6 +88,29 @@ def test_noise_stays_finite_and_in_the_range_where_the_rank_is_lost(rank: int) -
     assert rank > 0 or torch.equal(draws, mean[A].expand_as(draws))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_large_updates_have_noise_in_all_their_directions_and_no_others(dtype: torch.dtype) -> None:
+    source = torch.Generator().manual_seed(0)
+    up = torch.randn(4096, 8, generator=source) * torch.logspace(0, -1, 8)
+    for rank in (8, 3):
+        rounded = (up[:, :rank] @ torch.randn(rank, 8, generator=source)).to(dtype)
+        columns = rounded.double() @ noise_root(rounded).double()
+        values = torch.linalg.svdvals(columns)
+        torch.testing.assert_close(values[:rank], torch.ones(rank).double(), atol=1e-3, rtol=0)
+        assert (values[rank:] < 1e-3).all()
+
+
+def test_the_noise_has_no_mean() -> None:
+    """So that a linear layer's mean output is the adapter's."""
+    posterior, count = TFBPosterior.around(adapter()).scaled(0.3), 20_000
+    draws = posterior.sample(count, torch.Generator().manual_seed(1))[A]
+    x = torch.randn(IN, generator=torch.Generator().manual_seed(2))
+    outputs = (draws @ x) @ posterior.mean()[B].T
+    plain = posterior.mean()[B] @ posterior.mean()[A] @ x
+    assert ((outputs.mean(0) - plain).abs() < 4.5 * outputs.std(0) / count**0.5).all()
+    assert (outputs.std(0) > 0.01).all()
+
+
 def test_covariance_of_logits_is_that_of_samples() -> None:
     posterior = TFBPosterior.around(adapter()).scaled(0.3)
     jacobian = {A: torch.randn(4, 2, RANK, IN), B: torch.randn(4, 2, OUT, RANK)}
