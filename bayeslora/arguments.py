@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 CONFIG = "--config"
 _SHORT = {"-c": CONFIG}
@@ -26,6 +27,12 @@ def taken(args: Sequence[str], names: Collection[str]) -> tuple[dict[str, list[s
         else:
             others.append(arg)
     return values, others
+
+
+def callback(class_path: str, files: Sequence[str]) -> list[str]:
+    """The option that adds a callback, unless one of these configuration files has it."""
+    named = any(class_path in Path(file).read_text() for file in files if Path(file).is_file())
+    return [] if named else [f"--trainer.callbacks+={class_path}"]
 
 
 def configs(files: Sequence[str]) -> list[str]:

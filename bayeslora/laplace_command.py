@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bayeslora.arguments import CONFIG, configs, taken
+from bayeslora.arguments import CONFIG, callback, configs, taken
 from bayeslora.errors import UsageError
 
 HELP = """\
@@ -58,9 +58,7 @@ def as_tests(args: list[str]) -> list[list[str]]:
         raise UsageError("bayeslora laplace needs -c CONFIG, the configuration the run was trained with")
     if adapters and checkpoints:
         raise UsageError(f"given are --adapter {adapters[-1]} and --ckpt_path {checkpoints[-1]}; allowed: one of them")
-    head = ["test", *configs(files)]
-    if not any(_CLASS in Path(file).read_text() for file in files if Path(file).is_file()):
-        head.append(f"--trainer.callbacks+={_CLASS}")
+    head = ["test", *configs(files), *callback(_CLASS, files)]
     if adapters:
         return [[*head, f"--model.init_args.backbone.adapter={adapters[-1]}", *others]]
     if checkpoints[-1:] != ["all"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayeslora.arguments import CONFIG, configs, taken
+from bayeslora.arguments import CONFIG, callback, configs, taken
 from bayeslora.errors import UsageError
 
 HELP = """\
@@ -40,11 +40,18 @@ def as_test(args: list[str]) -> list[str]:
     """The arguments of the ``test`` that this command stands for: configurations, then TFB, then the other options.
 
     Raises:
-        UsageError: no adapter is given.
+        UsageError: no adapter, no configuration, or a checkpoint that would take the adapter's place.
     """
-    own, others = taken(args, (CONFIG, "--adapter"))
-    if not own["--adapter"]:
+    own, others = taken(args, (CONFIG, "--adapter", "--ckpt_path"))
+    files, adapters, checkpoints = own[CONFIG], own["--adapter"], own["--ckpt_path"]
+    if not adapters:
         raise UsageError("bayeslora tfb needs --adapter DIR, the folder of a peft adapter (posterior/ of a run is one)")
-    callback = ["--trainer.callbacks+=bayeslora.callbacks.TFB"]
-    adapter = f"--model.init_args.backbone.adapter={own['--adapter'][-1]}"
-    return ["test", *configs(own[CONFIG]), *callback, adapter, *others]
+    if not files:
+        raise UsageError("bayeslora tfb needs -c CONFIG, the base the adapter belongs to and the data")
+    if checkpoints:
+        raise UsageError(
+            f"given are --adapter {adapters[-1]} and --ckpt_path {checkpoints[-1]}; allowed: the adapter alone. For a "
+            "checkpoint: bayeslora test --ckpt_path CKPT -c CONFIG -c configs/method/tfb.yaml"
+        )
+    adapter = f"--model.init_args.backbone.adapter={adapters[-1]}"
+    return ["test", *configs(files), *callback("bayeslora.callbacks.TFB", files), adapter, *others]

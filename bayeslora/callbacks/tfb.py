@@ -39,7 +39,7 @@ class TFB(PosteriorCallback):
 
     by bisection, with the same S draws of :math:`\epsilon` for every :math:`\sigma` and in the prediction. It is found
     when training ends, or before the first test: on whatever adapter the module has then. A fit that is kept in
-    ``posterior/`` is used again if the adapter and the options are the same.
+    ``posterior/`` is used again if the adapter, the data and the options are the same.
 
     With ``per_layer`` every layer has a scale of its own: the largest that layer bears alone under an equal share of
     the tolerance, then all of them times the largest common factor under the whole of it.
@@ -119,8 +119,8 @@ class TFB(PosteriorCallback):
     on_predict_start = on_test_start
 
     def _kept(self, trainer: L.Trainer, pl_module: L.LightningModule) -> TFBPosterior | None:
-        """A posterior that was found with these options for the adapter as it is now."""
-        options, mean = self._options(pl_module), _adapter(pl_module)
+        """A posterior that was found with these options, on these data, for the adapter as it is now."""
+        options, mean = self._options(trainer, pl_module), _adapter(pl_module)
         folder = Path(trainer.default_root_dir) / "posterior"
         stored = [load_posterior(place) for place in (folder, folder / "tfb") if (place / _FILE).exists()]
         for found in [self._posterior, *stored]:
@@ -136,11 +136,15 @@ class TFB(PosteriorCallback):
             save_posterior(found, folder, model.adapter_config, model.base_fingerprint)
         return found
 
-    def _options(self, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What sigma depends on, as plain values."""
+    def _options(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What sigma depends on beside the adapter, as plain values."""
         names = ("tolerance", "anchors", "source", "iterations", "per_layer", "samples", "predict", "dropout")
         seed = getattr(pl_module, "seed", 0) if self.seed is None else self.seed
-        return {**{name: getattr(self, name) for name in names}, "bounds": list(self.bounds), "seed": seed}
+        where = {
+            "data": getattr(getattr(trainer, "datamodule", None), "fingerprint", None),
+            "quantization": getattr(getattr(pl_module, "backbone", None), "quantization", None),
+        }
+        return {**{name: getattr(self, name) for name in names}, "bounds": list(self.bounds), "seed": seed, **where}
 
     # --- the search --------------------------------------------------------------------------------------------------
 
@@ -174,7 +178,7 @@ class TFB(PosteriorCallback):
                     "give higher bounds"
                 )
         record = {
-            "options": self._options(pl_module),
+            "options": self._options(trainer, pl_module),
             "n_anchors": anchors.count,
             "loss": plain,
             "change": change(sigma),

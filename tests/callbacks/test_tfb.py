@@ -1,7 +1,6 @@
 """TFB as a callback: on trained adapters, on unlabelled anchors, in run folders, from the command line."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import lightning as L
@@ -10,12 +9,10 @@ import torch
 
 from bayeslora import TFB, Backbone, BLoBModule, CLoRAModule, LoRA, LoRAModule, Predictions, UsageError
 from bayeslora.callbacks.run_folder import RunFolder
-from bayeslora.cli import main
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.posteriors.tfb import TFBPosterior
 from bayeslora.predictions import read_predictions
-from bayeslora.tfb_command import as_test
 from tests.lightning_modules.test_lora import trainer
 from tests.test_resume import assert_equal, questions
 
@@ -105,7 +102,7 @@ def test_predicts_with_its_bank_and_says_so(finished: Path, data: Path, tmp_path
     assert (answers.members.std(1) > 0).any()
 
 
-def test_a_kept_fit_is_used_again_only_for_the_same_adapter_and_options(
+def test_a_kept_fit_is_used_again_only_for_the_same_adapter_data_and_options(
     finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = found(tmp_path, tuned(finished), batches(data)).posterior
@@ -124,6 +121,8 @@ def test_a_kept_fit_is_used_again_only_for_the_same_adapter_and_options(
     next(iter(module.trainable().values())).data.add_(0.01)
     found(tmp_path, module, batches(data), tolerance=0.05)
     assert len(searches) == 2
+    found(tmp_path, module, batches(data, labels=36), tolerance=0.05)
+    assert len(searches) == 3
 
 
 def test_after_training_the_run_keeps_it(data: Path, tmp_path: Path) -> None:
@@ -192,36 +191,3 @@ def test_an_untrained_adapter_bears_any_noise(data: Path, tmp_path: Path) -> Non
 def test_bad_options(options: dict, match: str) -> None:
     with pytest.raises(UsageError, match=match):
         TFB(**options)
-
-
-# --- command line ----------------------------------------------------------------------------------------------------
-
-
-def test_command_stands_for_a_test() -> None:
-    args = as_test(["--adapter", "a", "-c", "x.yaml", "--trainer.callbacks.tolerance", "0.1", "--config=y.yaml"])
-    assert args[:3] == ["test", "--config=x.yaml", "--config=y.yaml"]
-    assert args[3:5] == ["--trainer.callbacks+=bayeslora.callbacks.TFB", "--model.init_args.backbone.adapter=a"]
-    assert args[5:] == ["--trainer.callbacks.tolerance", "0.1"]
-
-
-def test_command_makes_a_foreign_adapter_bayesian(
-    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    assert main(["tfb", "-c", "configs/quickstart.yaml"]) == 2
-    assert "--adapter DIR" in capsys.readouterr().err
-    config = tmp_path / "config.yaml"
-    backbone = "backbone: {pretrained: embedded}"
-    data_args = f"path: {data}, labels: 40, batch_size: 8"
-    config.write_text(
-        f"model: {{class_path: LoRAModule, init_args: {{{backbone}}}}}\n"
-        f"data: {{class_path: JSONLDataModule, init_args: {{{data_args}}}}}\n"
-        "trainer: {accelerator: cpu, enable_progress_bar: false}\n"
-    )
-    options = [f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.callbacks.tolerance=0.05"]
-    adapter = ["--adapter", str(finished / "posterior")]
-    assert main(["tfb", *adapter, "-c", str(config), *options]) == 0
-    record = json.loads((tmp_path / "run" / "posterior" / "tfb" / "posterior.json").read_text())
-    assert record["values"]["record"]["options"]["tolerance"] == 0.05
-    metrics = json.loads((tmp_path / "run" / "test" / "metrics.json").read_text())
-    assert metrics["method"].endswith("tfb")
-    assert metrics["n_members"] == 10
