@@ -65,6 +65,8 @@ class CLoRAModule(MultipleChoiceModule):
         seed: Seeds initial weights and noise.
     """
 
+    own_entries = (".lora_E.",)
+
     def __init__(
         self,
         backbone: Backbone | None = None,

@@ -38,6 +38,7 @@ class MultipleChoiceModule(L.LightningModule):
     """
 
     base_only = False  # answer with the bare base, adapters off
+    own_entries: tuple[str, ...] = ()  # parts of names in an adapter's file that are this method's, not plain LoRA's
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class MultipleChoiceModule(L.LightningModule):
         """Load the base and put LoRA on it, once.
 
         Raises:
-            UsageError: a strategy that shards weights.
+            UsageError: a strategy that shards weights, a precision that converts those of LoRA.
         """
         if self.model is not None:
             return
@@ -85,8 +86,13 @@ class MultipleChoiceModule(L.LightningModule):
                 not any(kind in strategy for kind in ("FSDP", "DeepSpeed", "ModelParallel")),
                 f"strategy {strategy} shards the weights; allowed: a single device or ddp, with 4bit for a large base",
             )
+            precision = self.trainer.precision
+            _require(
+                precision not in ("16-true", "bf16-true", "64-true"),
+                f"precision {precision} would convert LoRA's weights; allowed: 32-true, bf16-mixed, 16-mixed",
+            )
             device = self.trainer.strategy.root_device
-        self.model = load_answer_model(self.backbone, self.lora, self.seed, device)
+        self.model = load_answer_model(self.backbone, self.lora, self.seed, device, self.own_entries)
         if self.base_only:
             self.model.network.base_model.disable_adapter_layers()  # type: ignore[operator, union-attr]
 

@@ -97,7 +97,9 @@ def config_of(kind: type[T], value: T | dict[str, Any] | None) -> T:
     return kind(**values)
 
 
-def load_answer_model(backbone: Backbone, lora: LoRA, seed: int, device: torch.device | str = "cpu") -> AnswerModel:
+def load_answer_model(
+    backbone: Backbone, lora: LoRA, seed: int, device: torch.device | str = "cpu", own: tuple[str, ...] = ()
+) -> AnswerModel:
     """Load the base, put LoRA on it and make it answer questions.
 
     Args:
@@ -105,6 +107,7 @@ def load_answer_model(backbone: Backbone, lora: LoRA, seed: int, device: torch.d
         lora: The adapter, unless ``backbone.adapter`` names an existing one, whose own configuration then holds.
         seed: Seeds the initial weights; the global random state is left alone.
         device: Where a quantised base is put; an unquantised one stays on the CPU until the trainer moves it.
+        own: Parts of names that tell what in an adapter's file is not plain LoRA, but read by the caller.
 
     Raises:
         UsageError: a model or adapter that cannot be found, does not fit, or is of a kind not supported.
@@ -112,10 +115,10 @@ def load_answer_model(backbone: Backbone, lora: LoRA, seed: int, device: torch.d
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "head"))
         base = _load_base(backbone, device)
-    return wrap(base, backbone, lora, seed)
+    return wrap(base, backbone, lora, seed, own)
 
 
-def wrap(base: nn.Module, backbone: Backbone, lora: LoRA, seed: int) -> AnswerModel:
+def wrap(base: nn.Module, backbone: Backbone, lora: LoRA, seed: int, own: tuple[str, ...] = ()) -> AnswerModel:
     """Put LoRA on a base that is in memory already, and make it answer questions.
 
     Args:
@@ -123,6 +126,7 @@ def wrap(base: nn.Module, backbone: Backbone, lora: LoRA, seed: int) -> AnswerMo
         backbone: What the base is; ``adapter``, ``readout`` and ``gradient_checkpointing`` say what becomes of it.
         lora: The adapter, unless ``backbone.adapter`` names an existing one, whose own configuration then holds.
         seed: Seeds the initial weights; the global random state is left alone.
+        own: As for :func:`load_answer_model`.
 
     Raises:
         UsageError: an adapter that does not fit, or a model of a kind not supported.
@@ -131,7 +135,7 @@ def wrap(base: nn.Module, backbone: Backbone, lora: LoRA, seed: int) -> AnswerMo
 
     _silence_base_dropout(base)
     with torch.random.fork_rng(devices=[]):  # peft draws weights that `initialise` replaces
-        network = _existing_adapter(base, backbone) if backbone.adapter else _fresh_adapter(base, backbone, lora)
+        network = _existing_adapter(base, backbone, own) if backbone.adapter else _fresh_adapter(base, backbone, lora)
     context = SiteContext()
     names = install_sites(network, context)
     model = AnswerModel(network, context, names, backbone.readout, backbone.num_labels)
@@ -259,7 +263,7 @@ def _head_names(base: nn.Module) -> list[str]:
     return sorted(names)
 
 
-def _existing_adapter(base: nn.Module, backbone: Backbone) -> nn.Module:
+def _existing_adapter(base: nn.Module, backbone: Backbone, own: tuple[str, ...]) -> nn.Module:
     import peft
 
     folder = str(backbone.adapter)
@@ -274,11 +278,20 @@ def _existing_adapter(base: nn.Module, backbone: Backbone) -> nn.Module:
         names = ", ".join(config.modules_to_save)
         raise UsageError(f"backbone.adapter {folder} trains {names} in full; allowed with label tokens: LoRA alone")
     try:
-        return peft.PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True, config=config)
+        network = peft.PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True, config=config)
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"backbone.adapter {folder} does not fit {backbone.pretrained}: {_first_line(error)}"
         ) from error
+    found = network.load_adapter(folder, ADAPTER, is_trainable=True)  # again, since only this tells what did not fit
+    unread = [key for key in found.unexpected_keys if not any(part in key for part in own)]
+    for keys, what in ((found.missing_keys, "are missing"), (unread, "are not plain LoRA's or of another base")):
+        if keys:
+            raise UsageError(
+                f"backbone.adapter {folder} does not fit {backbone.pretrained}: {len(keys)} of its weights {what} "
+                f"({keys[0]}, ...); give the base and the module it was trained with"
+            )
+    return network
 
 
 def _first_line(error: Exception) -> str:

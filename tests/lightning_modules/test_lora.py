@@ -128,3 +128,9 @@ def test_sharded_strategies_are_refused(data: Path, tmp_path: Path) -> None:
     run.strategy.__class__ = type("FSDPStrategy", (type(run.strategy),), {})
     with pytest.raises(UsageError, match=r"FSDPStrategy.*ddp"):
         module.configure_model()
+
+
+def test_precisions_that_would_convert_the_weights_are_refused(data: Path, tmp_path: Path) -> None:
+    run, datamodule = trainer(tmp_path, precision="bf16-true"), JSONLDataModule(path=str(data), labels=40)
+    with pytest.raises(UsageError, match=r"bf16-true.*bf16-mixed"):
+        run.fit(LoRAModule(Backbone("embedded")), datamodule=datamodule)

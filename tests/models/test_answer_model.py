@@ -237,6 +237,25 @@ def test_bad_input_is_one_clear_line(llama: str, backbone: dict, lora: dict, mat
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("layers", "extra", "match"),
+    [(3, {}, "4 of its weights are missing"), (1, {}, "4 .* of another base"), (2, {"x.lora_E.w": 1}, "1 .* plain")],
+)
+def test_an_adapter_is_read_as_a_whole(llama: str, tmp_path: Path, layers: int, extra: dict, match: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "adapter"
+    lora = LoRA(target_modules=["q_proj", "v_proj"])
+    load_answer_model(Backbone(llama), lora, 0).network.save_pretrained(folder)
+    file = folder / "adapter_model.safetensors"
+    save_file({**load_file(file), **{f"base_model.model.{n}": torch.zeros(v) for n, v in extra.items()}}, file)
+    base = llama if extra else save_llama(tmp_path / "base", layers=layers)
+    with pytest.raises(UsageError, match=match):
+        load_answer_model(Backbone(base, adapter=str(folder)), LoRA(), 0)
+    if extra:
+        load_answer_model(Backbone(base, adapter=str(folder)), LoRA(), 0, own=(".lora_E.",))
+
+
 def test_dora_is_refused_by_name(llama: str, tmp_path: Path) -> None:
     import peft
     from transformers import AutoModelForCausalLM
