@@ -105,7 +105,6 @@ class BLoBModule(MultipleChoiceModule):
         self.automatic_optimization = optimisers == "one"
         self._roots: dict[str, torch.nn.Parameter] = {}  # G by the name of its weight
         self._means: dict[str, torch.nn.Parameter] = {}  # the weights that have one
-        self._has_spread = False  # one that was trained or read, not just initial
         self._bank: Samples | None = None  # drawn once for an evaluation
 
     # --- the posterior -------------------------------------------------------------------------------------------
@@ -139,12 +138,7 @@ class BLoBModule(MultipleChoiceModule):
         with torch.no_grad():
             for name, root in self._roots.items():
                 root.copy_(std[name].sqrt())
-        self._has_spread = True
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load means, points and G by their plain names."""
-        self._has_spread = True
-        return super().load_state_dict(state_dict, strict, assign)
+        self._learned = True
 
     def weight_sets(self) -> list[dict[str, Tensor]]:
         """The means: what other posteriors may be put over."""
@@ -174,11 +168,6 @@ class BLoBModule(MultipleChoiceModule):
             batch_size = trainer.datamodule.batch_size
             return KLSchedule.of_release(self.training_size, batch_size, trainer.world_size, self.kl_weight)
         return KLSchedule.over_epoch(self.kl_kind, trainer.num_training_batches, self.training_size, self.kl_weight)
-
-    def on_train_start(self) -> None:
-        """From here on, the spread is a trained one."""
-        super().on_train_start()
-        self._has_spread = True
 
     def training_noise(self) -> Samples:
         """One draw of the weights, by flipout, that belongs to this micro-batch of this run."""
@@ -256,7 +245,7 @@ class BLoBModule(MultipleChoiceModule):
         Raises:
             UsageError: an adapter that has no standard deviations, and none were trained.
         """
-        if self.samples and self.backbone.adapter and not self._has_spread:
+        if self.samples and self.backbone.adapter and not self._learned and not self.base_only:
             raise UsageError(
                 f"backbone.adapter {self.backbone.adapter} has no standard deviations to sample with; give samples 0, "
                 "a checkpoint, or the posterior/ folder of a BLoB run"

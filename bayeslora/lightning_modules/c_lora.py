@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora.errors import require, require_choice
+from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
 from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
 from bayeslora.models.contextual import CONTEXTS, INITS, ContextualSites
@@ -147,6 +147,20 @@ class CLoRAModule(MultipleChoiceModule):
         return ContextualPosterior(adapter, parameters)
 
     # --- prediction ----------------------------------------------------------------------------------------------
+
+    def on_test_start(self) -> None:
+        """Refuse contextual modules as they were drawn.
+
+        Raises:
+            UsageError: an adapter without contextual modules, and none were trained.
+        """
+        if self.backbone.adapter and not self._learned and not self.base_only:
+            raise UsageError(
+                f"backbone.adapter {self.backbone.adapter} has no contextual modules; give a checkpoint, or the "
+                "posterior/ folder of a C-LoRA run, or test it with LoRAModule"
+            )
+
+    on_predict_start = on_test_start
 
     def predictive(self, batch: AnswerBatch) -> Predictive:
         """The average over ``samples`` draws of E, or the prediction at its mean."""

@@ -67,6 +67,7 @@ class MultipleChoiceModule(L.LightningModule):
         self.prediction = PredictionPath(self.predictive)
         self.val_nll, self.val_accuracy = MeanMetric(), MeanMetric()
         self._micro_step = 0
+        self._learned = False  # parameters that were trained or read, not just initial
         self._gradients: dict[str, Tensor] = {}
 
     # --- the model -----------------------------------------------------------------------------------------------
@@ -248,6 +249,7 @@ class MultipleChoiceModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Take up the gradients of an optimiser step that a checkpoint cut in two."""
+        self._learned = True
         for name, gradient in self._gradients.items():
             parameter = self.trainable()[name]
             parameter.grad = gradient.to(parameter.device)
@@ -278,6 +280,7 @@ class MultipleChoiceModule(L.LightningModule):
         with torch.no_grad():
             for name, parameter in trainable.items():
                 parameter.copy_(state_dict[name])
+        self._learned = True
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
 

@@ -24,6 +24,7 @@ from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.c_lora import RELEASE_FACTOR
 from bayeslora.lightning_modules.kl_schedule import cyclic_share, release_cycle
 from bayeslora.models.jacobian import contrast_jacobian
+from bayeslora.posteriors.point import Point
 from bayeslora.types import Samples
 from tests.test_resume import assert_equal, questions
 
@@ -226,6 +227,18 @@ def test_posterior_folder_gives_c_lora_back(data: Path, trained) -> None:
         load_posterior(folder).sample(1, torch.Generator())
     with pytest.raises(UsageError, match="does not fit"):
         module(backbone=Backbone("embedded", adapter=str(folder)), context="free").configure_model()
+
+
+def test_an_adapter_without_contextual_modules_is_a_start_but_not_tested(tmp_path: Path, data: Path) -> None:
+    plain, _ = fitted(tmp_path / "plain", data)
+    mean, model = Point(plain.posterior().mean()), plain.model
+    save_posterior(mean, tmp_path / "plain", model.adapter_config, model.base_fingerprint)
+    start = {"backbone": Backbone("embedded", adapter=str(tmp_path / "plain"))}
+    for stage in ("test", "predict"):
+        with pytest.raises(UsageError, match=r"has no contextual modules.*LoRAModule"):
+            getattr(trainer(tmp_path), stage)(module(**start), datamodule=questions_of(data))
+    made, run = fitted(tmp_path / "own", data, **start)
+    run.test(made, datamodule=questions_of(data), verbose=False)
 
 
 def test_checkpoint_gives_c_lora_back(tmp_path: Path, trained) -> None:
