@@ -101,12 +101,12 @@ def main() -> None:
     quiet()
     print(machine(), flush=True)
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        folders = {row: options.out / f"laplace_{row}" / f"seed-{seed}" for row in ROWS}
+        folders = {row: options.out / f"laplace_{row}" / f"seed-{seed}" for row in options.rows}
         missing = {row: folder for row, folder in folders.items() if not (folder / "test").exists()}
         if missing:
             test(options, seed, missing)
         print(f"seed {seed} done", flush=True)
-    print(table(options.out, ["mle", f"mle{TEMPERATURE}", *(f"laplace_{row}" for row in ROWS)]))
+    print(table(options.out, ["mle", f"mle{TEMPERATURE}", *(f"laplace_{row}" for row in options.rows)]))
 
 
 def table(out: Path, rows: list[str]) -> str:
@@ -146,6 +146,9 @@ def numbers(file: Path) -> dict[str, float]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+    )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--labels", type=int, default=120)
