@@ -26,6 +26,7 @@ from bayeslora.lightning_modules.kl_schedule import cyclic_share, release_cycle
 from bayeslora.models.jacobian import contrast_jacobian
 from bayeslora.posteriors.point import Point
 from bayeslora.types import Samples
+from tests.lightning_modules.ddp_gradients import Gradients
 from tests.test_resume import assert_equal, questions
 
 
@@ -120,6 +121,24 @@ def test_two_optimisers_count_as_one(tmp_path: Path, data: Path) -> None:
     assert {name for name in fresh.trainable() if ".lora_B." in name or ".out.bias" in name} <= moved
     one, _ = fitted(tmp_path, data)
     assert not torch.equal(*(next(iter(m.trainable().values())) for m in (one, fresh)))
+
+
+def test_two_optimisers_step_as_released(tmp_path: Path, data: Path) -> None:
+    """AdamW's first step on A and B is the rate times the gradient's sign, SGD's its rate times the gradient."""
+    rates = {"learning_rate": 1e-3, "contextual_learning_rate": 0.01, "warmup": 0.0}
+    made, watch = module(optimisers="two", **rates), Gradients()
+    made.configure_model()
+    before = {name: value.detach().clone() for name, value in made.trainable().items()}
+    trainer(tmp_path, max_steps=1, callbacks=[watch]).fit(made, datamodule=questions_of(data))
+    assert len(watch.seen) == 2
+    assert_equal(*watch.seen)  # both optimisers step on the gradient of the one loss
+    for name, gradient in watch.seen[0].items():
+        moved = before[name] - made.trainable()[name].detach()
+        if ".lora_E." in name:
+            torch.testing.assert_close(moved, 0.01 * gradient, atol=1e-6, rtol=1e-3)
+        else:
+            clear = gradient.abs() > 1e-4
+            torch.testing.assert_close(moved[clear], 1e-3 * gradient[clear].sign(), atol=0, rtol=0.02)
 
 
 def test_training_leaves_the_global_random_state_alone(tmp_path: Path, data: Path) -> None:

@@ -6,6 +6,8 @@ import torch
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model
 from bayeslora.models.noise import positions_from_last, signs
 from bayeslora.models.sites import SiteContext, SiteLinear, SiteState
+from bayeslora.models.spread import perturbed
+from bayeslora.posteriors.mean_field import normal_kl
 from bayeslora.types import Samples
 from tests.conftest import label_token_batch
 
@@ -27,23 +29,53 @@ def test_signs_are_fair_and_independent() -> None:
     assert (flips[:, 1:] * flips[:, :-1]).mean((0, 1)).abs().max() < 4.5 / 100
 
 
-def test_noise_of_a_token_has_the_weights_own_covariance() -> None:
-    """Spec: Cov = s^2 B diag_i(sum_j x_j^2 Omega_ij^2) B^T for one token, zero between tokens, to 1 %."""
+@pytest.mark.parametrize("rows", [1, 2])
+def test_noise_of_a_token_has_the_weights_own_covariance(rows: int) -> None:
+    """Cov = s^2 B diag_i(sum_j x_j^2 Omega_ij^2) B^T for one token to 1 %, zero between two of a row or of two rows."""
     torch.manual_seed(0)
     draws, rank, width, out, scale = 200_000, 3, 5, 4, 2.0
     x, std, up = torch.randn(2, width).double(), torch.rand(rank, width).double(), torch.randn(out, rank).double()
     linear = site(torch.zeros(rank, width).double())
     noise = std * torch.randn(draws, rank, width).double()
-    keys = torch.arange(draws) * 48271 + 11
-    state = SiteState(draws, {}, keys, torch.tensor([2, 1]).expand(draws, -1), {"site.weight": noise})
+    keys = torch.arange(draws * rows) * 48271 + 11
+    positions = torch.tensor([[2, 1]] if rows == 1 else [[1], [1]]).repeat(draws, 1)
+    state = SiteState(draws, {}, keys, positions, {"site.weight": noise})
     with linear.context.using(state):
-        y = scale * linear(x.repeat(draws, 1, 1)) @ up.T
+        y = scale * linear(x.view(rows, -1, width).repeat(draws, 1, 1)).view(draws, 2, rank) @ up.T
     assert y.mean(0).abs().max() < 0.05
     for token in (0, 1):
         expected = scale**2 * up @ torch.diag((x[token] ** 2 * std**2).sum(-1)) @ up.T
         assert (torch.cov(y[:, token].T) - expected).norm() < 0.01 * expected.norm()
     across = y[:, 0].T @ y[:, 1] / draws
     assert across.norm() < 0.02 * expected.norm()
+    without_signs = scale**2 * up @ torch.diag((x[0] * x[1] * std**2).sum(-1)) @ up.T
+    assert without_signs.norm() > 0.2 * expected.norm()
+
+
+def test_bound_of_a_linear_regression_is_stationary_where_theory_says() -> None:
+    """BLoB's draws, KL weight 1, noise tau: 1 / Omega_ij^2 = 1 / sigma_p^2 + s^2 (B^T B)_ii sum_n x_nj^2 / tau^2."""
+    torch.manual_seed(0)
+    draws, rank, width, out, questions, scale, tau, prior = 40_000, 2, 3, 4, 6, 2.0, 1.0, 0.2
+    x, up, mean = torch.randn(questions, width), torch.randn(out, rank), 0.1 * torch.randn(rank, width)
+    target = scale * x @ mean.T @ up.T + tau * torch.randn(questions, out)
+    linear, ids = site(mean), torch.arange(draws)
+    precision = 1 / prior**2 + scale**2 * (up.T @ up).diagonal()[:, None] * x.square().sum(0) / tau**2
+    keys, positions = torch.arange(draws * questions) * 48271 + 11, torch.ones(draws * questions, 1, dtype=torch.long)
+
+    def slopes(std: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the expected negative log-likelihood, and of the divergence."""
+        std.requires_grad_()
+        noise = perturbed({"site.weight": std}, ids, seed=3).perturbations
+        with linear.context.using(SiteState(draws, {}, keys, positions, noise)):
+            y = scale * linear(x.repeat(draws, 1)[:, None])[:, 0] @ up.T
+        nll = (y.view(draws, questions, out) - target).square().sum() / (2 * tau**2 * draws)
+        kl = normal_kl(mean, std, prior).sum()
+        return torch.autograd.grad(nll, std)[0], torch.autograd.grad(kl, std)[0]
+
+    nll, kl = slopes(precision.rsqrt())
+    assert ((nll + kl).abs() < 0.05 * kl.abs()).all()
+    nll, kl = slopes(1.1 * precision.rsqrt())
+    assert (nll + kl > 0.1 * kl.abs()).all()
 
 
 def test_rows_of_a_head_meet_the_same_signs() -> None:
@@ -56,7 +88,7 @@ def test_rows_of_a_head_meet_the_same_signs() -> None:
         torch.testing.assert_close(linear(x, rows), linear(x)[:, rows])
 
 
-def perturbed(model: torch.nn.Module, count: int) -> Samples:
+def flipped(model: torch.nn.Module, count: int) -> Samples:
     generator = torch.Generator().manual_seed(1)
     parameters = {n: p for n, p in model.trainable().items() if ".lora_A." in n}
     values = {n: 0.3 * torch.randn(count, *p.shape, generator=generator) for n, p in parameters.items()}
@@ -74,7 +106,7 @@ def adapted(llama: str, **options: object) -> torch.nn.Module:
 def test_a_question_meets_its_signs_in_any_batch_chunk_and_padding(llama: str) -> None:
     model = adapted(llama)
     batch, padded = (label_token_batch([9, 6, 7], [4, 3, 4], extra_padding=n) for n in (0, 5))
-    samples = perturbed(model, 3)
+    samples = flipped(model, 3)
     with torch.no_grad():
         logits = model(batch, samples).logits
         torch.testing.assert_close(model(padded, samples).logits, logits, atol=1e-4, rtol=1e-4)
@@ -88,7 +120,7 @@ def test_gradients_reach_perturbations_also_when_layers_are_recomputed(llama: st
     gradients = []
     for checkpointing in (False, True):
         model = adapted(llama, gradient_checkpointing=checkpointing).train()
-        samples = perturbed(model, 1)
+        samples = flipped(model, 1)
         for value in samples.perturbations.values():
             value.requires_grad_()
         model(label_token_batch([9, 6], [4, 4]), samples).logits.logsumexp(-1).sum().backward()

@@ -32,6 +32,23 @@ def test_divergence_is_torchs_and_zero_at_the_prior() -> None:
     assert posterior.kl(0.3).item() == pytest.approx(parts.sum().item(), rel=1e-6)
 
 
+def test_divergence_vanishes_at_the_prior_alone_and_adds_up_over_blocks() -> None:
+    mean, std = torch.tensor([0.0, 0.01, 0.0, 0.0]).double(), torch.tensor([0.2, 0.2, 0.21, 0.19]).double()
+    assert (normal_kl(mean, std, 0.2) > 1e-6).tolist() == [False, True, True, True]
+    mean, std = mean_field().mean(), {name: value.abs() + 0.1 for name, value in mean_field(1).mean().items()}
+    whole, *parts = (MeanField(mean, s).kl(0.2).item() for s in (std, {A: std[A]}, {B: std[B]}))
+    assert whole == pytest.approx(sum(parts), rel=1e-12)
+
+
+@pytest.mark.parametrize(("std", "bias"), [(1e-4, -0.0099), (2.5e-3, -3.9e-4)])
+def test_divergence_of_a_small_spread_lacks_the_releases_bias(std: float, bias: float) -> None:
+    """The release adds 1e-6 within the logarithm and to the denominator."""
+    own = normal_kl(torch.zeros(1).double(), torch.tensor([std]).double(), 0.2)
+    torch.testing.assert_close(own, kl_divergence(Normal(0.0, torch.tensor([std]).double()), Normal(0.0, 0.2)))
+    released = math.log(0.2 + 1e-6) - math.log(std + 1e-6) + std**2 / (2 * 0.2**2 + 1e-6) - 0.5
+    assert released - own.item() == pytest.approx(bias, rel=0.02)
+
+
 def test_gradients_of_the_divergence() -> None:
     mean, std = (torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (0.3, 0.07))
     by_mean, by_std = torch.autograd.grad(normal_kl(mean, std, 0.2), (mean, std))
