@@ -1,11 +1,14 @@
 """Every shipped configuration is parsed and instantiated, alone or as the overlay it is; nothing is downloaded."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
 import bayeslora.lightning_cli as lightning_cli
+from bayeslora import BLoBModule, CLoRAModule
 from bayeslora.cli import main
 
 ROOT = Path(__file__).parent.parent / "configs"
@@ -53,6 +56,46 @@ def test_configuration_is_instantiated(files: tuple[str, ...], tmp_path: Path, m
     assert line.model.backbone.pretrained == wanted
     assert line.datamodule.tokenizer_name == wanted  # linked
     assert line.model.seed == line.datamodule.seed == line.config.fit.seed_everything
+
+
+def commands() -> list[tuple[str, ...]]:
+    """The arguments of every ``bayeslora fit`` and ``test`` that a configuration's header gives."""
+    found = []
+    for file in sorted(ROOT.rglob("*.yaml")):
+        comments = "".join(line[1:] for line in file.read_text().splitlines(True) if line.startswith("#"))
+        lines = re.findall(r"^ +bayeslora ((?:fit|test) .*)$", comments.replace("\\\n", " "), re.MULTILINE)
+        found += [tuple(shlex.split(line)) for line in lines]
+    return found
+
+
+@pytest.mark.parametrize("args", commands(), ids=" ".join)
+def test_commands_in_headers_parse(args: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran, checkpoints = [], []
+    monkeypatch.setattr(lightning_cli.CommandLine, "_run_subcommand", lambda self, stage: ran.append(self))
+    monkeypatch.setattr(lightning_cli, "_resolve", lambda checkpoint, root: checkpoints.append(checkpoint))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT)
+    assert main([*args, "--trainer.accelerator=cpu", "--trainer.devices=1"]) == 0
+    line, root = ran[0], Path(ran[0].trainer.default_root_dir)
+    overlays = {Path(arg).stem for arg in args if arg.startswith("configs/method/")}
+    if overlays & {"blob_mean", "c_lora_mean"}:
+        assert line.model.samples == 0
+        assert Path(checkpoints[0]).parents[1] != root  # another run's checkpoint, whose results stay
+    elif isinstance(line.model, BLoBModule | CLoRAModule):
+        assert line.model.samples == 10
+    if "papers" in root.parts and hasattr(line.model, "context"):
+        assert (line.model.context == "free") == ("c_lora_fe" in overlays) == root.name.endswith("-fe")
+
+
+@pytest.mark.parametrize("method", ["blob", "c_lora"])
+def test_papers_give_commands_for_their_rows_and_ood_sets(method: str) -> None:
+    for file in (ROOT / "papers" / method).glob("*.yaml"):
+        own = [args for args in commands() if f"configs/papers/{method}/{file.name}" in args]
+        rows = [{Path(arg).stem for arg in args if arg.startswith("configs/method/")} for args in own]
+        assert rows == [set(), {f"{method}_mean"}, *([{"c_lora_fe"}] if method == "c_lora" else [])]
+        ood = yaml.safe_load(file.read_text())["data"]["init_args"].get("ood")
+        wanted = ["arc_challenge", "arc_easy", "mmlu:college_chemistry", "mmlu:college_physics"]
+        assert ood == (wanted if file.stem == "obqa" else None)
 
 
 def test_every_folder_is_covered() -> None:
