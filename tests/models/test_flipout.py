@@ -52,6 +52,19 @@ def test_noise_of_a_token_has_the_weights_own_covariance(rows: int) -> None:
     assert without_signs.norm() > 0.2 * expected.norm()
 
 
+def test_signs_arrive_and_leave() -> None:
+    """Of a perturbation of ones: two inputs add up or cancel, two outputs agree or not, each every other time."""
+    tokens = 20_000
+    positions = torch.arange(1, tokens + 1)[None]
+    for width, rank in ((2, 1), (1, 2)):
+        linear = site(torch.zeros(rank, width))
+        state = SiteState(1, {}, torch.tensor([5]), positions, {"site.weight": torch.ones(1, rank, width)})
+        with linear.context.using(state):
+            y = linear(torch.ones(1, tokens, width))[0]
+        same = y.abs()[:, 0] == 2 if width == 2 else y[:, 0] == y[:, 1]
+        assert abs(same.float().mean() - 0.5) < 4.5 * 0.5 / tokens**0.5
+
+
 def test_bound_of_a_linear_regression_is_stationary_where_theory_says() -> None:
     """BLoB's draws, KL weight 1, noise tau: 1 / Omega_ij^2 = 1 / sigma_p^2 + s^2 (B^T B)_ii sum_n x_nj^2 / tau^2."""
     torch.manual_seed(0)
