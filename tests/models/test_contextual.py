@@ -37,9 +37,9 @@ def contextual(
     return model, sites
 
 
-def module(context: str = "token", rank: int = RANK, seed: int = 0) -> ContextualModule:
+def module(context: str = "token", rank: int = RANK, seed: int = 0, number: int = 3) -> ContextualModule:
     """One contextual module with random parameters, with a state of its own."""
-    made = ContextualModule("site", 3, rank, context, 16, SiteContext())
+    made = ContextualModule("site", number, rank, context, 16, SiteContext())
     generator = torch.Generator().manual_seed(seed)
     for parameter in made.parameters():
         parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
@@ -152,6 +152,26 @@ def test_a_row_has_one_e(context: str) -> None:
     assert (output[1:] - output[0]).abs().amax((1, 2)).min() > 1e-4
 
 
+@pytest.mark.parametrize(("context", "share"), [("sequence", [0.0, 0.5, 0.5, 0.0]), ("last", [0.0, 0.0, 1.0, 0.0])])
+def test_a_rows_context_is_of_its_real_tokens(context: str, share: list[float]) -> None:
+    made, z = module(context), torch.randn(3, 4, RANK, generator=torch.Generator().manual_seed(2))
+    mask = torch.tensor([[0, 1, 1, 0]]).expand(3, -1)
+    with torch.no_grad(), made.sites.using(SiteState(mask=mask)):
+        mean, _ = made.law(torch.tensor(share) @ z)
+        torch.testing.assert_close(made(z), z @ mean.unflatten(-1, (RANK, RANK)).mT)
+
+
+def test_sites_and_tokens_draw_apart() -> None:
+    first, second = module(number=3), module(number=4)
+    z = torch.randn(1, 1, RANK, generator=torch.Generator().manual_seed(2)).expand(20_000, 2, -1)
+    outputs = []
+    for made in (first, second):
+        with torch.no_grad(), made.sites.using(keyed(20_000, 2)):
+            outputs.append(made(z).flatten(1))
+    correlation = torch.corrcoef(torch.cat(outputs, -1).T)
+    assert (correlation - torch.eye(4 * RANK)).abs().max() < 5 / 20_000**0.5
+
+
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_a_coherent_draw_is_one_function(context: str) -> None:
     made, z = module(context), torch.randn(1, 1, RANK, generator=torch.Generator().manual_seed(2))
@@ -230,6 +250,19 @@ def test_number_of_parameters_of_the_papers_model(tmp_path: Path) -> None:
     plain = sum(p.numel() for p in model.trainable().values())
     assert len(ContextualSites(model)) == 65
     assert sum(p.numel() for p in model.trainable().values()) == plain + 578_240
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("std", [0.05, 0.7])
+def test_initial_law_is_the_one_asked_for(llama: str, context: str, std: float) -> None:
+    sites = ContextualSites(load_answer_model(Backbone(llama), LoRA(r=RANK), seed=0), context, width=16)
+    sites.initialise("lora", std, 0)
+    z = torch.randn(5, RANK, generator=torch.Generator().manual_seed(0))
+    for made in sites.modules.values():
+        mean, rho = made.law(z)
+        torch.testing.assert_close(torch.sigmoid(rho).square(), torch.full((5, RANK**2), std))
+        assert torch.equal(mean, torch.eye(RANK).flatten().expand(5, -1))
 
 
 @torch.no_grad()
