@@ -111,7 +111,7 @@ def test_groups_have_their_own_rates(tmp_path: Path, data: Path) -> None:
 
 
 def test_two_optimisers_count_as_one(tmp_path: Path, data: Path) -> None:
-    made, run = fitted(tmp_path, data, optimisers="two", contextual_learning_rate=0.1)
+    made, run = fitted(tmp_path, data, optimisers="two", contextual_learning_rate=0.01)
     assert run.global_step == 4
     assert [type(o).__name__ for o in run.optimizers] == ["AdamW", "SGD"]
     assert all(scheduler.scheduler.last_epoch == 4 for scheduler in run.lr_scheduler_configs)
