@@ -1,7 +1,7 @@
 """The study at several budgets of labels as tables and a picture: every method, and what context adds to C-LoRA.
 
-    OMP_NUM_THREADS=1 python benchmarks/study.py --labels 50 --rows mle map ... --out runs/study/50       (and 120, 500)
-    python benchmarks/study_budgets.py runs/study/50 runs/study/120 runs/study/500 --rows mle mle+temperature blob
+    OMP_NUM_THREADS=1 python benchmarks/study.py --labels 50 --rows mle map ... --out runs/study-50      (and others)
+    python benchmarks/study_budgets.py runs/study-50 runs/study runs/study-500 --rows mle mle+temperature blob
 
 A cell is the mean over seeds with half of its 95 % t interval; in brackets the difference from the first row, paired by
 seed, in bold where its interval leaves out zero.
