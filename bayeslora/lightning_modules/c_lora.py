@@ -164,7 +164,7 @@ class CLoRAModule(MultipleChoiceModule):
 
     def predictive(self, batch: AnswerBatch) -> Predictive:
         """The average over ``samples`` draws of E, or the prediction at its mean."""
-        if self.samples == 0 or self.base_only:
+        if self.samples == 0:
             return super().predictive(batch)
         draws, seed = torch.arange(self.samples), stream(self.seed, "test")
         return self.sampled(batch, Samples(draws=draws, seed=seed, coherent=self.coherent, dropout=False))

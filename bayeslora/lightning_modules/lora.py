@@ -79,6 +79,6 @@ class LoRAModule(MultipleChoiceModule):
 
     def predictive(self, batch: AnswerBatch) -> Predictive:
         """The current weights, under ``samples`` draws of dropout if asked for."""
-        if self.samples == 0 or self.base_only:
+        if self.samples == 0:
             return super().predictive(batch)
         return self.sampled(batch, Samples(draws=torch.arange(self.samples), seed=stream(self.seed, "test")))

@@ -134,7 +134,11 @@ class MultipleChoiceModule(L.LightningModule):
         return self.sampled(batch, None)
 
     def sampled(self, batch: AnswerBatch, samples: Samples | None) -> Predictive:
-        """The prediction of S samples as equally weighted members; their log-sum-exp is kept for label tokens."""
+        """The prediction of S samples as equally weighted members; their log-sum-exp is kept for label tokens.
+
+        The bare base has nothing to sample: it is asked once, whatever a method would draw.
+        """
+        samples = None if self.base_only else samples
         vocabulary = "logsumexp" if self.backbone.readout == "label_token" else "none"
         output = self._answers(batch, samples, vocabulary)
         logits, logsumexp = output.logits, output.logsumexp

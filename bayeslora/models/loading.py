@@ -277,13 +277,15 @@ def _existing_adapter(base: nn.Module, backbone: Backbone, own: tuple[str, ...])
     if backbone.readout == "label_token" and config.modules_to_save:
         names = ", ".join(config.modules_to_save)
         raise UsageError(f"backbone.adapter {folder} trains {names} in full; allowed with label tokens: LoRA alone")
+    config.inference_mode = False  # it is trained on
+    kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), peft.PeftModel)
     try:
-        network = peft.PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True, config=config)
+        network = kind(base, config, ADAPTER)
+        found = network.load_adapter(folder, ADAPTER, is_trainable=True)  # unlike from_pretrained, it says what fitted
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"backbone.adapter {folder} does not fit {backbone.pretrained}: {_first_line(error)}"
         ) from error
-    found = network.load_adapter(folder, ADAPTER, is_trainable=True)  # again, since only this tells what did not fit
     unread = [key for key in found.unexpected_keys if not any(part in key for part in own)]
     for keys, what in ((found.missing_keys, "are missing"), (unread, "are not plain LoRA's or of another base")):
         if keys:
