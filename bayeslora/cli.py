@@ -36,11 +36,11 @@ configuration files combine from left to right, options of the command line come
 """
 _LIGHTNING = ("fit", "test", "validate", "predict")
 _OWN = {
-    "ensemble": "bayeslora.ensemble",
-    "laplace": "bayeslora.laplace_command",
-    "tfb": "bayeslora.tfb_command",
-    "compare": "bayeslora.compare",
-    "dynamics": "bayeslora.dynamics",
+    "ensemble": "bayeslora.commands.ensemble",
+    "laplace": "bayeslora.commands.laplace",
+    "tfb": "bayeslora.commands.tfb",
+    "compare": "bayeslora.commands.compare",
+    "dynamics": "bayeslora.commands.dynamics",
 }
 
 
@@ -76,7 +76,7 @@ def console() -> None:
 def _command(name: str) -> Callable[[list[str]], int]:
     """What runs a command, from all arguments; imported only now."""
     if name in _LIGHTNING:
-        return import_module("bayeslora.lightning_cli").run
+        return import_module("bayeslora.commands.lightning").run
     if name in _OWN:
         own = import_module(_OWN[name])
         return lambda args: own.main(args[1:])

@@ -27,16 +27,16 @@ import torch
 from measure import machine, quiet
 
 from bayeslora.callbacks.dynamics import Dynamics
+from bayeslora.commands.dynamics import analyse
 from bayeslora.datamodules.synthetic import SyntheticDataModule
-from bayeslora.dynamics import analyse
-from bayeslora.dynamics_course import read_course
-from bayeslora.dynamics_plots import detection, signature, uncertainty
-from bayeslora.dynamics_tables import Row, markdown_text
 from bayeslora.files import replacing, write_json
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.metrics.intervals import over_seeds
 from bayeslora.models.loading import LoRA
-from bayeslora.plots import save
+from bayeslora.results.dynamics.course import read_course
+from bayeslora.results.dynamics.plots import detection, signature, uncertainty
+from bayeslora.results.dynamics.tables import Row, markdown_text
+from bayeslora.results.plots import save
 
 DOMAINS = ("easy", "noisy", "hard")
 SETS = ("ood", *DOMAINS)

@@ -19,10 +19,10 @@ from gpu_7b import SIZES, TINY, footprint, nf4_llama
 from laplace_lora import batches_of, fit
 from measure import machine, quiet, spread
 
+from bayeslora.curvature.jacobian import linearised
 from bayeslora.models.answer_model import AnswerModel
-from bayeslora.models.jacobian import linearised
 from bayeslora.models.loading import Backbone, LoRA, wrap
-from bayeslora.models.noise import generator
+from bayeslora.streams import generator
 
 LORA = LoRA(r=8, alpha=16, target_modules=["q_proj", "v_proj", "lm_head"])
 TOKENS, OPTIONS = 50, 2

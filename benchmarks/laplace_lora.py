@@ -30,13 +30,13 @@ from measure import MIB, machine, quiet, ratios, resident, spread
 from sampled_prediction import questions
 from torch import Tensor
 
+from bayeslora.curvature.fit import STRUCTURES, Task
+from bayeslora.curvature.jacobian import contrast_jacobian, linearised
+from bayeslora.curvature.rows import Network
 from bayeslora.models.answer_model import AnswerModel
-from bayeslora.models.curvature_fit import STRUCTURES, Task
-from bayeslora.models.curvature_rows import Network
-from bayeslora.models.jacobian import contrast_jacobian, linearised
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model
-from bayeslora.models.noise import generator
 from bayeslora.posteriors.laplace.fit import Prior
+from bayeslora.streams import generator
 from bayeslora.types import AnswerBatch, GaussianPosterior, Predictive
 
 EVERY_LAYER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

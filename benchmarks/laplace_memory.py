@@ -10,7 +10,7 @@ card holds the base in nf4, the Jacobian and the activations of a batch, and the
 
 from __future__ import annotations
 
-from bayeslora.models.kfac import RANK as RANK_OF_FACTORS
+from bayeslora.curvature.kfac import RANK as RANK_OF_FACTORS
 from bayeslora.posteriors.laplace.factors import OVERSAMPLING
 
 GB = 1e9

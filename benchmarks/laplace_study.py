@@ -21,12 +21,12 @@ from torch import Tensor
 
 from bayeslora.callbacks.laplace import MEMORY, Laplace
 from bayeslora.callbacks.predictions import Predictions
+from bayeslora.curvature.jacobian import contrast_jacobian
 from bayeslora.datamodules.synthetic import SyntheticDataModule
 from bayeslora.lightning_modules.lora import LoRAModule
 from bayeslora.metrics import AURC, ECE, Divergence, ExpectedAccuracy, ExpectedNLL, auroc, over_seeds
-from bayeslora.models.jacobian import contrast_jacobian
 from bayeslora.posteriors.laplace.fit import Fit, Prior
-from bayeslora.predictions import read_predictions
+from bayeslora.results.prediction_file import read_predictions
 from bayeslora.types import AnswerBatch, GaussianPosterior, Predictive
 
 TEMPERATURE = "+temperature"

@@ -22,10 +22,10 @@ import torch
 from measure import begin, spread
 from torch import Tensor
 
+from bayeslora.curvature.jacobian import linearised
 from bayeslora.models.answer_model import AnswerModel
-from bayeslora.models.jacobian import linearised
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model, wrap
-from bayeslora.models.noise import generator
+from bayeslora.streams import generator
 from bayeslora.types import AnswerBatch, Predictive, Samples
 
 BATCHES = (1, 4, 16)

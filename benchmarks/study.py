@@ -26,8 +26,8 @@ from pathlib import Path
 from measure import machine, quiet
 
 from bayeslora.cli import main as bayeslora
-from bayeslora.compare import compare
-from bayeslora.predictions import read_predictions, write_predictions
+from bayeslora.commands.compare import compare
+from bayeslora.results.prediction_file import read_predictions, write_predictions
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TEMPERATURE = "+temperature"

@@ -17,9 +17,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from bayeslora.compare import compare
-from bayeslora.comparison import RUN, Comparison, Summary
-from bayeslora.plots import STYLE, line_styles, save
+from bayeslora.commands.compare import compare
+from bayeslora.results.comparison.comparison import RUN, Comparison, Summary
+from bayeslora.results.plots import STYLE, line_styles, save
 
 IN, SHIFTED, UNSEEN = "synthetic", "synthetic:shifted", "synthetic:ood"
 RANK = "entropy_correlation_total"

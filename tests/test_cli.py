@@ -69,7 +69,7 @@ def test_a_run_leaves_what_the_documentation_says(run: Path) -> None:
 
 def test_test_takes_the_last_checkpoint_and_its_metrics_follow_from_the_file(run: Path, data: Path, capsys) -> None:
     from bayeslora.metrics.evaluate import evaluate
-    from bayeslora.predictions import read_predictions
+    from bayeslora.results.prediction_file import read_predictions
 
     assert main(arguments("test", run, data)) == 0
     assert "last.ckpt" in capsys.readouterr().out

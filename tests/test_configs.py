@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import bayeslora.lightning_cli as lightning_cli
+import bayeslora.commands.lightning as lightning_cli
 from bayeslora import BLoBModule, CLoRAModule
 from bayeslora.cli import main
 

@@ -44,7 +44,7 @@ def test_configurations_and_links_exist() -> None:
 
 
 def test_commands_of_the_command_line_parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import bayeslora.lightning_cli as lightning_cli
+    import bayeslora.commands.lightning as lightning_cli
 
     ran = []
     monkeypatch.setattr(lightning_cli.CommandLine, "_run_subcommand", lambda self, stage: ran.append(stage))

@@ -18,7 +18,7 @@ SIZES = {"arc_easy": 2376, "obqa": 500}
 @pytest.mark.parametrize("name", SIZES)
 def test_fit_then_test(name: str, tmp_path: Path) -> None:
     from bayeslora.metrics.evaluate import evaluate
-    from bayeslora.predictions import read_predictions
+    from bayeslora.results.prediction_file import read_predictions
 
     files = ("base/embedded.yaml", f"data/{name}.yaml", "method/temperature.yaml")
     config = [part for file in files for part in ("-c", str(ROOT / "configs" / file))]

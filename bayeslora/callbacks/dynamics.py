@@ -20,7 +20,7 @@ from bayeslora.callbacks.predictions import Predictions
 from bayeslora.datamodules.multiple_choice import VALIDATION, MultipleChoiceDataModule
 from bayeslora.errors import UsageError
 from bayeslora.files import write_json
-from bayeslora.lightning_modules.prediction import LogitsFn, prediction_path
+from bayeslora.lightning_modules.prediction_path import LogitsFn, prediction_path
 from bayeslora.posteriors.products import cosine, product_gram
 from bayeslora.types import CONTRACT_VERSION
 

@@ -13,7 +13,7 @@ import lightning as L
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.lightning_modules.member_states import FAILED, STOPPED, TRAINING
-from bayeslora.member_store import FOLDER, MemberStore
+from bayeslora.posteriors.members.store import FOLDER, MemberStore
 from bayeslora.posteriors.point import Point
 
 _NOT_THE_MEMBERS = ("members", "members_per_pass", "chunk", "_class_path", "_instantiator")  # hyper-parameters

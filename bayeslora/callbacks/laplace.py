@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from bayeslora.callbacks.laplace_network import evaluating, initial_weights, member_network, network_of, stacked
-from bayeslora.callbacks.posterior import PosteriorCallback, usable_members
+from bayeslora.callbacks.posterior import PosteriorCallback, fill, kept, usable_members
+from bayeslora.curvature.fit import STRUCTURES, Task, check_space, check_structure, rows_bytes
+from bayeslora.curvature.link import LINKS, Link, link
+from bayeslora.curvature.rows import Network
 from bayeslora.errors import UsageError, require_choice
 from bayeslora.files import write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
-from bayeslora.lightning_modules.prediction import LogitsFn, Predict
-from bayeslora.models.curvature_fit import STRUCTURES, Task, check_space, check_structure, rows_bytes
-from bayeslora.models.curvature_rows import Network
-from bayeslora.models.link import LINKS, Link, link
-from bayeslora.models.swap import fill, kept
+from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
 from bayeslora.posteriors.laplace.fit import Fit, Prior
 from bayeslora.posteriors.laplace.selection import Choice
 from bayeslora.posteriors.mixture import Mixture
@@ -50,7 +49,7 @@ class Laplace(PosteriorCallback):
 
     Args:
         structure: ``full`` (exact), ``ekfac``, ``kfac``, ``diag`` and others, see
-            :data:`~bayeslora.models.curvature_fit.STRUCTURES`; ``auto`` is full while it fits ``max_jacobian_bytes``,
+            :data:`~bayeslora.curvature.fit.STRUCTURES`; ``auto`` is full while it fits ``max_jacobian_bytes``,
             else ekfac.
         precision: Of the prior: ``evidence``, ``validation`` or a number, see
             :class:`~bayeslora.posteriors.laplace.fit.Prior`.
@@ -65,7 +64,7 @@ class Laplace(PosteriorCallback):
         dtype: Of the Jacobians that are kept.
         max_jacobian_bytes: Most bytes of Jacobians, and of the directions of the posterior.
         prune: Questions whose softmax has a covariance of a smaller trace are left out, see
-            :func:`~bayeslora.models.curvature_rows.collect`.
+            :func:`~bayeslora.curvature.rows.collect`.
         directory: Where stages are kept; None for the run folder, ``memory`` for nowhere.
         seed: Seeds the draws; None takes the module's ``seed``, or 0.
         logits_fn: For modules that are not of this package: ``(module, batch)`` to logits ``[B, C]``.

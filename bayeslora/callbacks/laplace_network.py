@@ -13,13 +13,13 @@ from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from bayeslora.callbacks.posterior import trainable_of
+from bayeslora.curvature.jacobian import contrast_jacobian
+from bayeslora.curvature.linear_jacobian import linear_jacobian
+from bayeslora.curvature.rows import Network
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
-from bayeslora.lightning_modules.prediction import LogitsFn
-from bayeslora.models.curvature_rows import Network
-from bayeslora.models.jacobian import contrast_jacobian
-from bayeslora.models.linear_jacobian import linear_jacobian
+from bayeslora.lightning_modules.prediction_path import LogitsFn
 from bayeslora.models.loading import initialise
 from bayeslora.models.members import as_member
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,10 @@ from torch import Tensor, nn
 
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
-from bayeslora.lightning_modules.prediction import LogitsFn, Predict, PredictionPath, prediction_path
-from bayeslora.models.noise import generator, stream
-from bayeslora.models.swap import fill, kept
+from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict, PredictionPath, prediction_path
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import check_same_parameters, load_posterior
+from bayeslora.streams import generator, stream
 from bayeslora.types import GaussianPosterior, Posterior, Predictive, Samples
 
 PREDICTIONS = ("samples", "linearised")
@@ -271,7 +271,7 @@ def _linearised(pl_module: L.LightningModule, posterior: Posterior, label: str) 
         raise UsageError(f"{label}'s posterior ({posterior.family}) is no Gaussian; allowed: predict samples")
     if not isinstance(pl_module, MultipleChoiceModule):
         raise UsageError(f"linearised prediction needs a module of this package, not {type(pl_module).__name__}")
-    from bayeslora.models.jacobian import linearised
+    from bayeslora.curvature.jacobian import linearised
 
     mean, model = posterior.mean(), pl_module.model
 
@@ -282,3 +282,25 @@ def _linearised(pl_module: L.LightningModule, posterior: Posterior, label: str) 
             return linearised(model, batch, posterior)
 
     return predict
+
+
+@contextmanager
+def kept(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Whatever is filled in within the block, parameters leave it as they were, bit for bit, also after an error."""
+    own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    try:
+        yield
+    finally:
+        fill(parameters, own)
+
+
+@torch.no_grad()
+def fill(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    """Copy values into the parameters' own memory, so that DDP's buckets, CUDA graphs and compiled code see them.
+
+    Args:
+        parameters: Name to parameter.
+        values: Value by name; parameters that are not named stay as they are.
+    """
+    for name, value in values.items():
+        parameters[name].copy_(value)

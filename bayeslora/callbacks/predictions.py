@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bayeslora.datamodules.option_order import merge_orders
 from bayeslora.errors import RunError, UsageError
-from bayeslora.lightning_modules.prediction import LogitsFn, owners, prediction_path
+from bayeslora.lightning_modules.prediction_path import LogitsFn, owners, prediction_path
 from bayeslora.metrics.answers import Answers
 from bayeslora.types import AnswerBatch, Predictive
 
@@ -120,7 +120,7 @@ class Predictions(L.Callback):
         Raises:
             RunError: If a question was met twice, or not at all.
         """
-        from bayeslora import predictions  # pyarrow takes its time to load
+        from bayeslora.results import prediction_file  # pyarrow takes its time to load
 
         assert self.file is not None  # set up
         batches, self._batches = _gather(self._batches), []
@@ -131,7 +131,9 @@ class Predictions(L.Callback):
         method = self.method or _method(pl_module)
         if trainer.is_global_zero:
             (self.file.parent / "metrics.json").unlink(missing_ok=True)  # they would be those of other predictions
-            predictions.write_predictions(predictions.Predictions(datasets, method, _seed(pl_module)), self.file)
+            prediction_file.write_predictions(
+                prediction_file.Predictions(datasets, method, _seed(pl_module)), self.file
+            )
         trainer.strategy.barrier("predictions")
 
     on_predict_batch_end = on_test_batch_end

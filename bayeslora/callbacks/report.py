@@ -15,7 +15,7 @@ from bayeslora.callbacks.predictions import FILE, Predictions
 from bayeslora.errors import UsageError
 from bayeslora.files import write_json
 from bayeslora.metrics.evaluate import FLOOR_BINS, INTERVALS, evaluate
-from bayeslora.terminal import fitting
+from bayeslora.results.terminal import fitting
 
 _SECTIONS = {
     "": {
@@ -113,7 +113,7 @@ def report(directory: Path, plots: bool = True, console: Console | None = None) 
     Raises:
         UsageError: If there is no valid predictions file, or labels are missing.
     """
-    from bayeslora.predictions import read_predictions  # pyarrow takes its time to load
+    from bayeslora.results.prediction_file import read_predictions  # pyarrow takes its time to load
 
     found = read_predictions(directory / FILE)
     metrics = evaluate(found.datasets, found.method, found.seed)
@@ -123,7 +123,7 @@ def report(directory: Path, plots: bool = True, console: Console | None = None) 
         console.print(table)
     saved: list[Path] = []
     if plots:
-        from bayeslora.plots import save_plots  # matplotlib takes its time to load
+        from bayeslora.results.plots import save_plots  # matplotlib takes its time to load
 
         saved = save_plots(found.datasets, directory)
     for path in (directory / FILE, directory / "metrics.json", *saved):

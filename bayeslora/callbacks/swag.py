@@ -15,6 +15,7 @@ from bayeslora.callbacks.posterior import (
     PosteriorCallback,
     active_members,
     bank_predictor,
+    fill,
     trainable_of,
     usable_members,
     weight_sets,
@@ -22,8 +23,7 @@ from bayeslora.callbacks.posterior import (
 from bayeslora.callbacks.schedule import Schedule, Steps, install
 from bayeslora.errors import UsageError, require_choice
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
-from bayeslora.lightning_modules.prediction import LogitsFn, Predict
-from bayeslora.models.swap import fill
+from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.swag import MODES, PRESETS, Layout, Moments, check_options
 from bayeslora.types import Posterior

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bayeslora.errors import UsageError
 from bayeslora.files import write_json
-from bayeslora.lightning_modules.prediction import LogitsFn, PredictionPath, prediction_path
+from bayeslora.lightning_modules.prediction_path import LogitsFn, PredictionPath, prediction_path
 from bayeslora.types import Predictive
 
 OWNER = "Temperature"

@@ -17,7 +17,7 @@ from torch import Tensor
 from bayeslora.callbacks.posterior import PosteriorCallback, bank_predictor, weight_sets
 from bayeslora.errors import UsageError, require_choice
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
-from bayeslora.lightning_modules.prediction import LogitsFn, Predict
+from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
 from bayeslora.posteriors.state import load_posterior, save_posterior
 from bayeslora.posteriors.tfb import TFBPosterior, largest_accepted
 from bayeslora.types import Predictive

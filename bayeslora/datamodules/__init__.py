@@ -1,25 +1,25 @@
-"""Benchmarks as LightningDataModules, imported when asked for."""
+"""Benchmarks as LightningDataModules. Importing the package enters every benchmark's names in the registry."""
 
-from importlib import import_module
-from typing import Any
+from bayeslora.datamodules.arc import ARCDataModule
+from bayeslora.datamodules.boolq import BoolQDataModule
+from bayeslora.datamodules.commonsenseqa import CommonsenseQADataModule
+from bayeslora.datamodules.jsonl import JSONLDataModule
+from bayeslora.datamodules.mmlu import MMLUDataModule
+from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
+from bayeslora.datamodules.openbookqa import OpenBookQADataModule
+from bayeslora.datamodules.question import Question
+from bayeslora.datamodules.synthetic import SyntheticDataModule
+from bayeslora.datamodules.winogrande import WinoGrandeDataModule
 
-_MODULES = {
-    "ARCDataModule": "arc",
-    "BoolQDataModule": "boolq",
-    "CommonsenseQADataModule": "commonsenseqa",
-    "JSONLDataModule": "jsonl",
-    "MMLUDataModule": "mmlu",
-    "MultipleChoiceDataModule": "multiple_choice",
-    "OpenBookQADataModule": "openbookqa",
-    "Question": "question",
-    "SyntheticDataModule": "synthetic",
-    "WinoGrandeDataModule": "winogrande",
-}
-__all__ = list(_MODULES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import the module of a public name at its first use."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__all__ = [
+    "ARCDataModule",
+    "BoolQDataModule",
+    "CommonsenseQADataModule",
+    "JSONLDataModule",
+    "MMLUDataModule",
+    "MultipleChoiceDataModule",
+    "OpenBookQADataModule",
+    "Question",
+    "SyntheticDataModule",
+    "WinoGrandeDataModule",
+]

@@ -6,6 +6,7 @@ from typing import Any
 
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question, from_choices
+from bayeslora.datamodules.registry import register
 from bayeslora.datamodules.source import Benchmark, Row
 from bayeslora.errors import require_choice
 
@@ -30,6 +31,10 @@ class ARC(Benchmark):
     def parse(self, row: Row, fallback_id: str) -> Question:
         """A question from a row."""
         return from_choices(row, fallback_id)
+
+
+register("arc_easy", lambda: ARC("ARC-Easy"))
+register("arc_challenge", lambda: ARC("ARC-Challenge"))
 
 
 class ARCDataModule(MultipleChoiceDataModule):

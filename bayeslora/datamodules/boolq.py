@@ -7,6 +7,7 @@ from typing import Any
 
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question
+from bayeslora.datamodules.registry import register
 from bayeslora.datamodules.source import Benchmark, Row
 
 
@@ -23,6 +24,9 @@ class BoolQ(Benchmark):
         if not isinstance(row["answer"], bool):
             raise ValueError(f"answer {row['answer']!r} is not true or false")
         return Question(fallback_id, row["question"], ("No", "Yes"), int(row["answer"]), context=row["passage"])
+
+
+register("boolq", BoolQ)
 
 
 class BoolQDataModule(MultipleChoiceDataModule):

@@ -7,6 +7,7 @@ from typing import Any
 
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question, from_choices
+from bayeslora.datamodules.registry import register
 from bayeslora.datamodules.source import Benchmark, Row
 
 
@@ -21,6 +22,9 @@ class CommonsenseQA(Benchmark):
     def parse(self, row: Row, fallback_id: str) -> Question:
         """A question from a row."""
         return from_choices(row, fallback_id)
+
+
+register("csqa", CommonsenseQA)
 
 
 class CommonsenseQADataModule(MultipleChoiceDataModule):

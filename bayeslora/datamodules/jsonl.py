@@ -9,6 +9,7 @@ from typing import Any
 
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question, from_choices, from_options
+from bayeslora.datamodules.registry import register_family
 from bayeslora.datamodules.sampler import permutation
 from bayeslora.datamodules.source import Benchmark, Row, json_lines, read_jsonl
 from bayeslora.errors import UsageError
@@ -89,6 +90,9 @@ class JSONL(Benchmark):
             return ()
         labels = [row.get("label") for file in files for _, row in json_lines(file)]
         return tuple(str(i) for i in range(max((x for x in labels if type(x) is int), default=0) + 1))
+
+
+register_family("jsonl", lambda path: JSONL(path, whole=True), "path")
 
 
 class JSONLDataModule(MultipleChoiceDataModule):

@@ -8,6 +8,7 @@ from typing import Any
 from bayeslora.datamodules.mmlu_subjects import DEV, GROUPS, SIZES
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question
+from bayeslora.datamodules.registry import register_family
 from bayeslora.datamodules.source import Benchmark, Row
 from bayeslora.errors import UsageError
 
@@ -53,6 +54,9 @@ class MMLU(Benchmark):
     def load(self, split: str, data_dir: str | None) -> list[Question]:
         """All questions of a split."""
         return [question for subject in self.subjects for question in subject.load(split, data_dir)]
+
+
+register_family("mmlu", lambda subjects: MMLU(subjects.split("+")), "subject or group, several with +")
 
 
 class MMLUDataModule(MultipleChoiceDataModule):

@@ -7,6 +7,7 @@ from typing import Any
 
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question, from_choices
+from bayeslora.datamodules.registry import register
 from bayeslora.datamodules.source import Benchmark, Row
 
 
@@ -22,6 +23,9 @@ class OpenBookQA(Benchmark):
     def parse(self, row: Row, fallback_id: str) -> Question:
         """A question from a row."""
         return from_choices(row, fallback_id)
+
+
+register("obqa", OpenBookQA)
 
 
 class OpenBookQADataModule(MultipleChoiceDataModule):

@@ -1,70 +1,53 @@
-"""Datasets by name, as ``ood`` takes them: ``arc_easy``, ``mmlu:law``, ``synthetic:shifted``, ``jsonl:/path``."""
+"""Datasets by name, as ``ood`` takes them: ``arc_easy``, ``mmlu:law``, ``synthetic:shifted``, ``jsonl:/path``.
+
+Every benchmark's file enters its own names here when it is imported, and the package imports them all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 
 from bayeslora.datamodules.source import Benchmark
 from bayeslora.errors import UsageError
 
-
-def _plain(module: str, attribute: str, *arguments: str) -> Callable[[str], Benchmark]:
-    def make(_: str) -> Benchmark:
-        return getattr(import_module(f"bayeslora.datamodules.{module}"), attribute)(*arguments)
-
-    return make
+_DATASETS: dict[str, Callable[[], Benchmark]] = {}
+_FAMILIES: dict[str, tuple[Callable[[str], Benchmark], str]] = {}
 
 
-# Name -> what makes the benchmark.
-DATASETS: dict[str, Callable[[str], Benchmark]] = {
-    "arc_easy": _plain("arc", "ARC", "ARC-Easy"),
-    "arc_challenge": _plain("arc", "ARC", "ARC-Challenge"),
-    "obqa": _plain("openbookqa", "OpenBookQA"),
-    "csqa": _plain("commonsenseqa", "CommonsenseQA"),
-    "winogrande_s": _plain("winogrande", "WinoGrande", "s"),
-    "winogrande_m": _plain("winogrande", "WinoGrande", "m"),
-    "boolq": _plain("boolq", "BoolQ"),
-    "synthetic": _plain("synthetic", "Synthetic"),
-}
+def register(name: str, make: Callable[[], Benchmark]) -> None:
+    """Let ``ood`` and :func:`get_benchmark` take a benchmark by its name.
+
+    Args:
+        name: The name, for example ``arc_easy``.
+        make: Makes the benchmark.
+    """
+    _DATASETS[name] = make
 
 
-def _jsonl(path: str) -> Benchmark:
-    from bayeslora.datamodules.jsonl import JSONL
+def register_family(prefix: str, make: Callable[[str], Benchmark], rest: str) -> None:
+    """Let ``ood`` and :func:`get_benchmark` take names of the form ``prefix:rest``.
 
-    return JSONL(path, whole=True)
-
-
-def _synthetic(split: str) -> Benchmark:
-    from bayeslora.datamodules.synthetic import Synthetic
-
-    return Synthetic(split)
-
-
-def _mmlu(subjects: str) -> Benchmark:
-    from bayeslora.datamodules.mmlu import MMLU
-
-    return MMLU(subjects.split("+"))
-
-
-# Prefix -> what makes the benchmark from the part after the colon, and what that part may be.
-FAMILIES: dict[str, tuple[Callable[[str], Benchmark], str]] = {
-    "mmlu": (_mmlu, "subject or group, several with +"),
-    "synthetic": (_synthetic, "shifted, ood, easy, noisy or hard"),
-    "jsonl": (_jsonl, "path"),
-}
+    Args:
+        prefix: What stands before the colon, for example ``mmlu``.
+        make: Makes the benchmark from what stands after the colon.
+        rest: What may stand after the colon, in words, for error messages.
+    """
+    _FAMILIES[prefix] = make, rest
 
 
 def get_benchmark(name: str) -> Benchmark:
     """The benchmark of a name.
 
+    Args:
+        name: A name such as ``arc_easy``, or a family and what it takes, such as ``mmlu:law``.
+
     Raises:
         UsageError: a name that is none of them.
     """
     family, colon, rest = name.partition(":")
-    if colon and family in FAMILIES:
-        return FAMILIES[family][0](rest)
-    if name in DATASETS:
-        return DATASETS[name](name)
-    families = [f"{prefix}:<{what}>" for prefix, (_, what) in FAMILIES.items()]
-    raise UsageError(f"dataset is {name!r}; allowed: {', '.join([*DATASETS, *families])}")
+    if colon and family in _FAMILIES:
+        return _FAMILIES[family][0](rest)
+    if name in _DATASETS:
+        return _DATASETS[name]()
+    families = [f"{prefix}:<{what}>" for prefix, (_, what) in _FAMILIES.items()]
+    raise UsageError(f"dataset is {name!r}; allowed: {', '.join([*_DATASETS, *families])}")

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-from bayeslora.models.noise import generator
+from bayeslora.streams import generator
 
 Order = Literal["bucketed", "shuffled", "sequential"]
 POOL = 50  # batches that are sorted by length together

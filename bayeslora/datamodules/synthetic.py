@@ -7,6 +7,7 @@ from typing import Any
 
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question
+from bayeslora.datamodules.registry import register, register_family
 from bayeslora.datamodules.source import Benchmark
 from bayeslora.errors import require_choice
 
@@ -42,6 +43,10 @@ class Synthetic(Benchmark):
 
     def download(self) -> None:
         """Nothing is to be downloaded."""
+
+
+register("synthetic", Synthetic)
+register_family("synthetic", Synthetic, "shifted, ood, easy, noisy or hard")
 
 
 class SyntheticDataModule(MultipleChoiceDataModule):

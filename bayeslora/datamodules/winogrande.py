@@ -6,6 +6,7 @@ from typing import Any
 
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question
+from bayeslora.datamodules.registry import register
 from bayeslora.datamodules.source import Benchmark, Row
 from bayeslora.errors import require_choice
 
@@ -31,6 +32,10 @@ class WinoGrande(Benchmark):
         return Question(
             fallback_id, row["sentence"], (row["option1"], row["option2"]), ANSWERS.index(row["answer"]), marks=ANSWERS
         )
+
+
+register("winogrande_s", lambda: WinoGrande("s"))
+register("winogrande_m", lambda: WinoGrande("m"))
 
 
 class WinoGrandeDataModule(MultipleChoiceDataModule):

@@ -11,15 +11,15 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
+from bayeslora.curvature.jacobian import linearised
 from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
 from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
-from bayeslora.models.jacobian import linearised
+from bayeslora.models.blob import FACTORS, ROOT, add_spread, perturbed
 from bayeslora.models.loading import Backbone, LoRA
-from bayeslora.models.noise import generator, stream
-from bayeslora.models.spread import FACTORS, ROOT, add_spread, perturbed
 from bayeslora.posteriors.mean_field import MeanField, normal_kl
 from bayeslora.posteriors.state import load_posterior
+from bayeslora.streams import generator, stream
 from bayeslora.types import AnswerBatch, Predictive, Samples
 
 OPTIMISERS = ("one", "two")

@@ -11,11 +11,11 @@ from torch import Tensor
 from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
 from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
-from bayeslora.models.contextual import CONTEXTS, INITS, ContextualSites
+from bayeslora.models.c_lora import CONTEXTS, INITS, ContextualSites
 from bayeslora.models.loading import Backbone, LoRA
-from bayeslora.models.noise import stream
-from bayeslora.posteriors.contextual import ContextualPosterior
+from bayeslora.posteriors.c_lora import ContextualPosterior
 from bayeslora.posteriors.state import load_posterior
+from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, Predictive, Samples
 
 OPTIMISERS = ("one", "two")

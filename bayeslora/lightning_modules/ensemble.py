@@ -16,13 +16,13 @@ from torchmetrics import MeanMetric
 from bayeslora.errors import RunError, UsageError
 from bayeslora.lightning_modules.member_states import FAILED, STOPPED, TRAINING, MemberStates
 from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
-from bayeslora.member_store import MemberStore
 from bayeslora.models.loading import Backbone, LoRA, initialise
 from bayeslora.models.members import backpropagated, product_norms, stack_members
-from bayeslora.models.noise import stream
+from bayeslora.posteriors.members.store import MemberStore
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import check_same_parameters
+from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, Predictive, Samples
 
 

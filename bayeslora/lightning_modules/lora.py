@@ -8,7 +8,7 @@ from torch import Tensor
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
 from bayeslora.models.loading import Backbone, LoRA
-from bayeslora.models.noise import stream
+from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, Predictive, Samples
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from bayeslora.errors import RunError, UsageError, require
-from bayeslora.lightning_modules.prediction import PredictionPath
+from bayeslora.lightning_modules.prediction_path import PredictionPath
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.loading import Backbone, LoRA, config_of, load_answer_model
-from bayeslora.models.noise import stream
 from bayeslora.posteriors.point import Point
+from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, AnswerOutput, Posterior, Predictive, Samples
 
 SUPPORTS = ("options", "full_vocab")

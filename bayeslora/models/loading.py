@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import UsageError, require, require_choice
-from bayeslora.models.noise import generator, stream
 from bayeslora.models.pretrained import cannot_load, resolve_pretrained
 from bayeslora.models.sites import ADAPTER, SiteContext, install_sites, plain_name
+from bayeslora.streams import generator, stream
 
 if TYPE_CHECKING:
     from bayeslora.models.answer_model import AnswerModel

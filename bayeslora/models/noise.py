@@ -5,33 +5,18 @@ position counted from the last token, channel): a question meets the same noise 
 in any chunk of samples, after a resume, and when gradient checkpointing computes a layer twice.
 """
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor
 
+from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, Samples
 
 # Multipliers and shifts of the splitmix64 finaliser (Steele, Lea & Flood, 2014), as signed 64-bit integers.
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND = 0x94D049BB133111EB - (1 << 64)
-
-
-def stream(*parts: int | str) -> int:
-    """A 63-bit seed for the stream that ``parts`` name; different names give unrelated streams.
-
-    Args:
-        parts: What identifies the stream, for example ``(seed, "dropout")`` or ``(seed, member, "init")``.
-    """
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh torch generator on the stream that ``parts`` name."""
-    return torch.Generator(device).manual_seed(stream(*parts))
 
 
 def row_keys(batch: AnswerBatch, samples: Samples) -> Tensor:

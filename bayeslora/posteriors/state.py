@@ -24,7 +24,7 @@ from bayeslora.types import Posterior
 
 SCHEMA = 1
 FAMILIES = {
-    "contextual": "bayeslora.posteriors.contextual:ContextualPosterior",
+    "contextual": "bayeslora.posteriors.c_lora:ContextualPosterior",
     "mean_field": "bayeslora.posteriors.mean_field:MeanField",
     "point": "bayeslora.posteriors.point:Point",
     "mixture": "bayeslora.posteriors.mixture:Mixture",

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import spearmanr
 
 from bayeslora.metrics import Answers
-from bayeslora.predictions import Predictions, write_predictions
+from bayeslora.results.prediction_file import Predictions, write_predictions
 from bayeslora.types import Predictive
 
 SETS = ("synthetic", "synthetic:shifted", "synthetic:ood")

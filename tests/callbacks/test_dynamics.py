@@ -20,7 +20,7 @@ from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.lightning_modules.lora import LoRAModule
 from bayeslora.models.loading import LoRA
-from bayeslora.predictions import read_predictions
+from bayeslora.results.prediction_file import read_predictions
 from bayeslora.types import Samples
 from tests.test_resume import questions
 

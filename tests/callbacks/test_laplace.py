@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from bayeslora.callbacks.laplace import Laplace
 from bayeslora.callbacks.laplace_network import network_of
+from bayeslora.curvature.linear_jacobian import linear_jacobian
+from bayeslora.curvature.link import drawn, probit
 from bayeslora.errors import UsageError
-from bayeslora.lightning_modules.prediction import owners
-from bayeslora.models.linear_jacobian import linear_jacobian
-from bayeslora.models.link import drawn, probit
+from bayeslora.lightning_modules.prediction_path import owners
 from bayeslora.types import Predictive
 from tests.callbacks.test_swag import QUIET, Classifier, loader, logits_of
 
@@ -52,7 +52,7 @@ class Seen(L.Callback):
         self.laws: list[Any] = []
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        from bayeslora.lightning_modules.prediction import prediction_path
+        from bayeslora.lightning_modules.prediction_path import prediction_path
 
         self.laws.append(prediction_path(pl_module)(args[1]))
 

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from bayeslora.cli import main
-from bayeslora.laplace_command import as_tests
-from bayeslora.models.curvature_fit import load_full
+from bayeslora.commands.laplace import as_tests
+from bayeslora.curvature.fit import load_full
 from bayeslora.posteriors.laplace.fit import Prior
 from bayeslora.posteriors.laplace.full import FullPosterior
 from bayeslora.posteriors.state import load_posterior
-from bayeslora.predictions import read_predictions
+from bayeslora.results.prediction_file import read_predictions
 from tests.callbacks.test_swag_cli import arguments, metrics
 from tests.test_resume import questions
 

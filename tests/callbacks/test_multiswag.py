@@ -15,7 +15,7 @@ from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.posteriors.swag import SWAGPosterior
-from bayeslora.predictions import read_predictions
+from bayeslora.results.prediction_file import read_predictions
 from tests.test_resume import questions
 
 METHODS = Path(__file__).parent.parent.parent / "configs" / "method"

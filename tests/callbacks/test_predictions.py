@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from bayeslora.callbacks.predictions import Predictions
 from bayeslora.callbacks.report import Report
 from bayeslora.errors import RunError, UsageError
-from bayeslora.lightning_modules.prediction import prediction_path
+from bayeslora.lightning_modules.prediction_path import prediction_path
 from bayeslora.metrics.answers import UNKNOWN
-from bayeslora.predictions import read_predictions
+from bayeslora.results.prediction_file import read_predictions
 from bayeslora.types import AnswerBatch, Predictive
 
 SIZES = {"test": 23, "ood:far": 11}

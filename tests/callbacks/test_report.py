@@ -16,8 +16,8 @@ from bayeslora.callbacks.predictions import Predictions
 from bayeslora.callbacks.report import Report, flat, report, tables
 from bayeslora.errors import UsageError
 from bayeslora.metrics import UNKNOWN, Answers, evaluate
-from bayeslora.predictions import Predictions as Predicted
-from bayeslora.predictions import read_predictions, write_predictions
+from bayeslora.results.prediction_file import Predictions as Predicted
+from bayeslora.results.prediction_file import read_predictions, write_predictions
 from bayeslora.types import Predictive
 from tests.callbacks.test_predictions import Data, Module, trainer
 

@@ -15,8 +15,8 @@ from bayeslora.callbacks.posterior import SavedPosteriors, trainable_of
 from bayeslora.callbacks.schedule import Schedule, Steps, swag_schedule
 from bayeslora.callbacks.swag import SWAG
 from bayeslora.errors import RunError, UsageError
-from bayeslora.lightning_modules.prediction import owners, prediction_path
-from bayeslora.models.noise import generator
+from bayeslora.lightning_modules.prediction_path import owners, prediction_path
+from bayeslora.streams import generator
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",

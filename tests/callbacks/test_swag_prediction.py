@@ -14,9 +14,9 @@ from bayeslora.callbacks.swag import SWAG
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.lora import LoRAModule
 from bayeslora.models.loading import Backbone, LoRA
-from bayeslora.models.noise import generator
 from bayeslora.posteriors.state import save_posterior
 from bayeslora.posteriors.swag import SWAGPosterior
+from bayeslora.streams import generator
 from bayeslora.types import Samples
 from tests.conftest import label_token_batch
 

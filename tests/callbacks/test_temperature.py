@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bayeslora.callbacks.temperature import Temperature, fit_temperature
 from bayeslora.errors import UsageError
-from bayeslora.lightning_modules.prediction import prediction_path
+from bayeslora.lightning_modules.prediction_path import prediction_path
 from bayeslora.types import Predictive
 
 

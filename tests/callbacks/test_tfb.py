@@ -12,7 +12,7 @@ from bayeslora.callbacks.run_folder import RunFolder
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.posteriors.tfb import TFBPosterior
-from bayeslora.predictions import read_predictions
+from bayeslora.results.prediction_file import read_predictions
 from tests.lightning_modules.test_lora import trainer
 from tests.test_resume import assert_equal, questions
 

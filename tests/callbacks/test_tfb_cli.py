@@ -11,10 +11,10 @@ import transformers
 import yaml
 
 from bayeslora.cli import main
+from bayeslora.commands.tfb import as_test
 from bayeslora.models.pretrained import resolve_pretrained
 from bayeslora.posteriors.state import load_posterior
-from bayeslora.predictions import read_predictions
-from bayeslora.tfb_command import as_test
+from bayeslora.results.prediction_file import read_predictions
 from tests.test_resume import assert_equal, questions
 
 METHODS: dict[str, dict[str, Any]] = {

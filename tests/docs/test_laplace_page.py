@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from bayeslora.models.curvature_fit import fit_full
+from bayeslora.curvature.fit import fit_full
 from tests.conftest import label_token_batch
+from tests.curvature.laplace_tasks import TARGETS, task
+from tests.curvature.test_jacobian import trained
 from tests.docs.test_swag_page import loader, name  # noqa: F401  a fixture
-from tests.models.laplace_tasks import TARGETS, task
-from tests.models.test_jacobian import trained
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "laplace.md"
 

@@ -28,7 +28,7 @@ def main(root: Path, data: Path) -> None:
 
     from bayeslora import SWAG, Backbone, LoRA, LoRAModule, Predictions
     from bayeslora.datamodules import JSONLDataModule
-    from bayeslora.predictions import read_predictions
+    from bayeslora.results.prediction_file import read_predictions
 
     swag = SWAG(start=0, rank=2, samples=3)
     trainer = L.Trainer(

@@ -12,7 +12,7 @@ from bayeslora import SWAG, Backbone, LoRA, LoRAModule, UsageError
 from bayeslora.callbacks.run_folder import RunFolder
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.blob import BLoBModule
-from bayeslora.models.spread import perturbed
+from bayeslora.models.blob import perturbed
 from bayeslora.posteriors.mean_field import MeanField
 from bayeslora.posteriors.state import load_posterior
 from tests.lightning_modules.test_lora import trainer

@@ -20,10 +20,10 @@ from bayeslora import (
     save_posterior,
 )
 from bayeslora.callbacks.run_folder import RunFolder
+from bayeslora.curvature.jacobian import contrast_jacobian
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.c_lora import RELEASE_FACTOR
 from bayeslora.lightning_modules.kl_schedule import cyclic_share, release_cycle
-from bayeslora.models.jacobian import contrast_jacobian
 from bayeslora.posteriors.point import Point
 from bayeslora.types import Samples
 from tests.lightning_modules.ddp_gradients import Gradients

@@ -284,7 +284,7 @@ def test_uncertainty_over_the_whole_vocabulary_is_computed_on_request(
     from bayeslora import Predictions
     from bayeslora.callbacks import VocabularyUncertainty
     from bayeslora.metrics.support import answers_with_rest
-    from bayeslora.predictions import read_predictions
+    from bayeslora.results.prediction_file import read_predictions
 
     trainer(tmp_path, callbacks=[VocabularyUncertainty(), Predictions()]).test(joint, datamodule=datamodule(data))
     (answers,) = read_predictions(tmp_path / "test" / "predictions.parquet").datasets.values()

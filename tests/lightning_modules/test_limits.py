@@ -9,7 +9,7 @@ import torch
 from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA, LoRAEnsemble, LoRAModule, Predictive
 from bayeslora.callbacks.posterior import bank_predictor
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
-from bayeslora.models.contextual import CONTEXTS
+from bayeslora.models.c_lora import CONTEXTS
 from bayeslora.models.sites import SiteDropout
 from bayeslora.posteriors.tfb import TFBPosterior
 from bayeslora.types import AnswerBatch

@@ -7,7 +7,7 @@ import torch
 
 from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA
 from bayeslora.models.fan_out import site_state
-from bayeslora.models.noise import stream
+from bayeslora.streams import stream
 from bayeslora.types import Samples
 from tests.conftest import label_token_batch
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from bayeslora.models.blob import perturbed
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model
 from bayeslora.models.noise import positions_from_last, signs
 from bayeslora.models.sites import SiteContext, SiteLinear, SiteState
-from bayeslora.models.spread import perturbed
 from bayeslora.posteriors.mean_field import normal_kl
 from bayeslora.types import Samples
 from tests.conftest import label_token_batch

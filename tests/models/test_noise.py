@@ -5,7 +5,8 @@ import math
 import torch
 
 from bayeslora.models.fan_out import site_state
-from bayeslora.models.noise import generator, keep_mask, normal, positions_from_last, row_keys, stream, uniform
+from bayeslora.models.noise import keep_mask, normal, positions_from_last, row_keys, uniform
+from bayeslora.streams import generator, stream
 from bayeslora.types import Samples
 from tests.conftest import label_token_batch
 

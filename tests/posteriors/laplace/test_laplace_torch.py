@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from bayeslora.models.curvature_fit import STRUCTURES, Task
-from bayeslora.models.curvature_rows import Network
-from bayeslora.models.jacobian import contrast_jacobian
+from bayeslora.curvature.fit import STRUCTURES, Task
+from bayeslora.curvature.jacobian import contrast_jacobian
+from bayeslora.curvature.rows import Network
 from bayeslora.posteriors.laplace import function_space
 from bayeslora.posteriors.laplace.fit import Prior
 from tests.models.toy_lora import ToyModel, batch_of, lora_mlp

@@ -1,0 +1,126 @@
+"""The command ``bayeslora compare``: many runs as tables, Markdown, CSV and plots."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from bayeslora.errors import UsageError
+from bayeslora.files import replacing
+from bayeslora.results.comparison.comparison import Comparison, Run
+from bayeslora.results.comparison.tables import csv_text, legend, markdown_text, rich_tables
+from bayeslora.results.prediction_file import read_predictions
+
+PREDICTIONS = "predictions.parquet"
+
+
+def compare(
+    runs: Sequence[Path | str],
+    reference: str | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Comparison:
+    """Compare runs: print tables and, with ``out``, write them as Markdown and CSV, with plots.
+
+    Args:
+        runs: Run folders, or folders of them; "NAME=FOLDER" names the row, otherwise the method does.
+        reference: The method to compare with; None for that of the first run.
+        out: Folder for ``comparison.md``, ``comparison.csv`` and the plots; None writes nothing.
+        overwrite: Replace what is in ``out``.
+        console: Where the tables go; None for the terminal.
+
+    Raises:
+        UsageError: If a folder holds no valid predictions, the runs answered different questions, two runs of a method
+            share a seed, the reference is not among the methods, or ``out`` holds files already.
+    """
+    if out is not None and not overwrite and out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"{out} already holds files; give another --out, or --overwrite to replace them")
+    loaded = [run for source in runs for run in _load(source)]
+    if not loaded:
+        raise UsageError("there are no runs to compare; give at least one run folder")
+    _check_same_questions(loaded)
+    _check_seeds(loaded)
+    names = dict.fromkeys(run.method for run in loaded)
+    if reference is not None and reference not in names:
+        raise UsageError(f"there is no method {reference!r} to compare with; allowed: {', '.join(names)}")
+    comparison = Comparison(loaded, reference or loaded[0].method)
+    console = console or Console()
+    _output(comparison, out, console)
+    return comparison
+
+
+def main(args: Sequence[str]) -> int:
+    """The command ``bayeslora compare``; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="bayeslora compare", description="One table and its plots of many runs.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, a folder of runs, or NAME=FOLDER")
+    parser.add_argument("--reference", help="method that the others are compared with (the first run's)")
+    parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to (comparison)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in that folder")
+    given = parser.parse_args(args)
+    compare(given.runs, given.reference, given.out, given.overwrite)
+    return 0
+
+
+def _output(comparison: Comparison, out: Path | None, console: Console) -> None:
+    for table in rich_tables(comparison, console.width):
+        console.print(table)
+    for line in legend(comparison):
+        console.print(line, highlight=False)
+    if out is None:
+        return
+    from bayeslora.results.comparison.plots import save_plots  # matplotlib takes its time to load
+
+    texts = {out / "comparison.md": markdown_text(comparison), out / "comparison.csv": csv_text(comparison)}
+    for path, text in texts.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+    for path in (*texts, *save_plots(comparison, out)):
+        console.print(str(path), soft_wrap=True, highlight=False)
+
+
+def _load(source: Path | str) -> list[Run]:
+    name, folder = None, Path(source)
+    if not folder.exists() and "=" in str(source):
+        name, _, rest = str(source).partition("=")
+        folder = Path(rest)
+    direct = [place for place in (folder, folder / "test") if (place / PREDICTIONS).is_file()]
+    places = direct or sorted(file.parent for file in folder.rglob(f"test/{PREDICTIONS}"))
+    if not places:
+        raise UsageError(f"no {PREDICTIONS} in {folder}; give run folders that `bayeslora test` has written to")
+    return [_load_one(place, name) for place in places]
+
+
+def _load_one(place: Path, name: str | None) -> Run:
+    found = read_predictions(place / PREDICTIONS)
+    file = place.parent / "run.json"
+    record = json.loads(file.read_text()) if file.is_file() else {}
+    return Run(place, name or found.method, found.seed, dict(found.datasets), record)
+
+
+def _check_same_questions(runs: Sequence[Run]) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        pair = f"{first.folder} and {run.folder}"
+        if list(run.datasets) != list(first.datasets):
+            raise UsageError(
+                f"{pair} were tested on different sets ({', '.join(first.datasets)}; {', '.join(run.datasets)}); "
+                "compare runs of the same test"
+            )
+        for name, answers in run.datasets.items():
+            other = first.datasets[name]
+            if list(answers.example_id) != list(other.example_id) or not torch.equal(answers.label, other.label):
+                raise UsageError(f"{pair} were tested on different questions of {name}; compare runs of the same test")
+
+
+def _check_seeds(runs: Sequence[Run]) -> None:
+    (method, seed), times = Counter((run.method, run.seed) for run in runs).most_common(1)[0]
+    if times > 1:
+        folders = ", ".join(str(run.folder) for run in runs if (run.method, run.seed) == (method, seed))
+        raise UsageError(f"{times} runs of {method} have seed {seed} ({folders}); tell them apart with NAME=FOLDER")

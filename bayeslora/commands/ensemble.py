@@ -1,0 +1,177 @@
+"""The command ``bayeslora ensemble``: trains what is missing of an ensemble, alone or beside other workers."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bayeslora.commands.lightning import CommandLine, run
+from bayeslora.errors import RunError, UsageError, require_choice
+from bayeslora.posteriors.members.store import DONE, FAILED, FOLDER, MemberStore
+
+MODES = ("auto", "joint", "sequential")
+WORK = "begun"
+
+
+class _NothingLeft(Exception):
+    """Every member is done, has failed, or is in the hands of another worker."""
+
+
+class Work:
+    """Which members to train next, and in which run folder.
+
+    Members are trained in groups, each in a run folder of its own, ``members/begun/000-001``: all that are missing
+    (``joint``), or one at a time (``sequential``). A group that was begun is continued from its last checkpoint; where
+    it has none, it is started again.
+
+    Args:
+        wanted: Ids of the members; None takes the configuration's.
+        mode: ``auto``, ``joint`` or ``sequential``.
+    """
+
+    def __init__(self, wanted: list[int] | None, mode: str) -> None:
+        self.wanted, self.mode = wanted, mode
+        self.root = self.folder = Path()
+        self.store: MemberStore | None = None
+        self.group: list[int] = []
+        self.members_per_pass: int | None = None
+
+    def choose(self, root: Path, members: Any) -> Path:
+        """Claim the next group of members; the folder to train them in.
+
+        Args:
+            root: The ensemble's run folder.
+            members: How many members, or which, the configuration asks for.
+        """
+        self.wanted = self.wanted or _ids(members)
+        self.root, self.store = root, self.store or MemberStore(root / FOLDER)
+        for group in self._candidates(self.store):
+            if self.store.leases.claim(group):
+                self.group, self.folder = group, _work_folder(self.store, group)
+                if not (self.folder / "checkpoints" / "last.ckpt").exists():
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                return self.folder
+        raise _NothingLeft
+
+    def _candidates(self, store: MemberStore) -> list[list[int]]:
+        """Groups to try, those that were begun first."""
+        assert self.wanted is not None
+        ended = {*store.members(DONE), *store.members(FAILED)}
+        missing = [member for member in self.wanted if member not in ended]
+        free = [member for member in missing if store.leases.holder(member) is None]
+        begun = [_ids_of(folder) for folder in sorted((store.folder / WORK).glob("*/checkpoints/last.ckpt"))]
+        begun = [group for group in begun if set(group) <= set(free)]
+        if begun or not free:
+            return begun
+        return [[member] for member in free] if self.mode == "sequential" else [free]
+
+    def ended(self) -> None:
+        """Remove the run folder of a group that is done; its members are in the store."""
+        assert self.store is not None
+        self.store.leases.release()
+        if self.group and set(self.group) <= {*self.store.members(DONE), *self.store.members(FAILED)}:
+            shutil.rmtree(self.folder)
+
+    def split(self) -> bool:
+        """Halve the members of a pass after memory ran out; False where there is one already."""
+        size = self.members_per_pass or len(self.group)
+        self.members_per_pass = (size + 1) // 2
+        return size > 1
+
+
+def _work_folder(store: MemberStore, group: Sequence[int]) -> Path:
+    return store.folder / WORK / "-".join(f"{member:03d}" for member in group)
+
+
+def _command_line(work: Work) -> type[CommandLine]:
+    class GroupLine(CommandLine):
+        """``fit`` of one group of members."""
+
+        def before_instantiate_classes(self) -> None:
+            config = self.config[self.subcommand]
+            options = config.model.get("init_args", {})
+            if "members" not in options:
+                raise UsageError(f"{config.model.class_path} has no members; give -c configs/method/ensemble.yaml")
+            folder = work.choose(Path(config.trainer.default_root_dir), options.members)
+            options.members = work.group
+            options.members_per_pass = work.members_per_pass or options.members_per_pass
+            config.trainer.default_root_dir = str(folder)
+            config.ckpt_path = "last" if (folder / "checkpoints" / "last.ckpt").exists() else None
+            assert work.store is not None
+            self.store = work.store.folder
+            super().before_instantiate_classes()
+
+    return GroupLine
+
+
+def main(args: Sequence[str]) -> int:
+    """Run ``bayeslora ensemble``; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="bayeslora ensemble",
+        description="Train what is missing of an ensemble; other options are those of bayeslora fit.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--members", help="how many, or ids: 5, or 0,3,7; without, as the configuration says")
+    parser.add_argument(
+        "--mode", default="auto", help="joint: one pass for all; sequential: one after another; auto: as memory allows"
+    )
+    own, rest = parser.parse_known_args(list(args))
+    require_choice("mode", own.mode, MODES)
+    work = Work(None if own.members is None else _parse(own.members), own.mode)
+    while _train_group(work, rest):
+        pass
+    return _report(work)
+
+
+def _train_group(work: Work, args: list[str]) -> bool:
+    """Train one group of members; whether there was one."""
+    try:
+        run(["fit", *args], _command_line(work))
+    except _NothingLeft:
+        return False
+    except torch.OutOfMemoryError:
+        if work.mode != "auto" or not work.split():
+            raise
+    except RunError:
+        if work.store is None or not set(work.group) <= set(work.store.members(FAILED)):
+            raise
+    finally:
+        if work.store is not None:
+            work.store.leases.release()
+    work.ended()
+    return True
+
+
+def _report(work: Work) -> int:
+    """Say where every member stands; put what is done together as the run's posterior."""
+    assert work.store is not None
+    assert work.wanted is not None
+    done, failed = work.store.members(DONE), work.store.members(FAILED)
+    elsewhere = {m: work.store.leases.holder(m) for m in work.wanted if m not in (*done, *failed)}
+    print(f"members done: {list(done)}; failed: {list(failed)}; with other workers: {elsewhere}")
+    if done:
+        work.store.assemble(work.root / "posterior")
+        return 0
+    raise RunError(f"no member of {work.store.folder} is done")
+
+
+def _parse(text: str) -> list[int]:
+    try:
+        ids = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"members is {text!r}; allowed: a number, or ids such as 0,3,7") from error
+    return ids if "," in text else _ids(ids[0])
+
+
+def _ids(members: Any) -> list[int]:
+    return list(range(members)) if isinstance(members, int) else list(members)
+
+
+def _ids_of(checkpoint: Path) -> list[int]:
+    return [int(part) for part in checkpoint.parent.parent.name.split("-")]

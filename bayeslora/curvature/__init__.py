@@ -1,0 +1,1 @@
+"""From a network and its questions to a curvature: Jacobians, their rows, Kronecker factors, fits that resume."""

@@ -1,0 +1,106 @@
+"""Per-example Jacobians of any module's contrast logits by its trainable linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.curvature.jacobian import Directions
+from bayeslora.errors import UsageError
+
+Uses = list[tuple[str, Tensor, Tensor]]  # a layer's path, its input, its output
+
+
+def linear_jacobian(
+    module: nn.Module,
+    logits_fn: Callable[[Any], Tensor],
+    batch: Any,
+    names: Sequence[str],
+    dtype: torch.dtype = torch.float32,
+    directions: Directions | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits and the Jacobian of the contrasts, as :func:`~bayeslora.curvature.jacobian.contrast_jacobian` gives them.
+
+    Args:
+        module: Any module; every linear layer whose weights are wanted keeps questions apart in its first dimension.
+        logits_fn: Batch to logits ``[B, C]``.
+        batch: Whatever ``logits_fn`` takes.
+        names: Weights and biases of ``nn.Linear`` layers, as ``named_parameters`` has them.
+        dtype: Of the Jacobian.
+        directions: As there.
+
+    Raises:
+        UsageError: a parameter that is no linear layer's, or a layer that is not applied question by question.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        with _recording(module, _paths(module, names)) as uses:
+            logits = logits_fn(batch)
+        _check_uses(uses, names, len(logits))
+        contrasts = (logits[:, 1:] - logits[:, :1]).nan_to_num(neginf=0.0, posinf=0.0)
+        if directions is not None:
+            contrasts = torch.einsum("bc,bcd->bd", contrasts, directions(logits.detach()).to(contrasts.dtype))
+        shapes = dict(module.named_parameters())
+        jacobian = {
+            n: torch.zeros(*contrasts.shape, *shapes[n].shape, dtype=dtype, device=logits.device) for n in names
+        }
+        for index in range(contrasts.shape[1]):
+            outputs = [output for _, _, output in uses]
+            gradients = torch.autograd.grad(
+                contrasts[:, index].sum(), outputs, retain_graph=True, materialize_grads=True
+            )
+            for (path, inner, _), gradient in zip(uses, gradients, strict=True):
+                _add(jacobian, index, path, inner, gradient)
+    return logits.detach(), jacobian
+
+
+@torch.no_grad()
+def _add(jacobian: dict[str, Tensor], index: int, path: str, inner: Tensor, gradient: Tensor) -> None:
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    outer, inner = (t.to(wide).reshape(len(t), -1, t.shape[-1]) for t in (gradient, inner))
+    for kind, value in (("weight", lambda: torch.einsum("bto,bti->boi", outer, inner)), ("bias", lambda: outer.sum(1))):
+        if (own := jacobian.get(f"{path}.{kind}".lstrip("."))) is not None:
+            own[:, index] += value().to(own.dtype)
+
+
+def _paths(module: nn.Module, names: Sequence[str]) -> list[str]:
+    paths = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    for name in names:
+        layer = module.get_submodule(name.rpartition(".")[0])
+        if not isinstance(layer, nn.Linear):
+            raise UsageError(
+                f"a Jacobian was asked for by {name} of a {type(layer).__name__}; allowed: weights and biases of "
+                "nn.Linear. Freeze the others"
+            )
+    return paths
+
+
+@contextmanager
+def _recording(module: nn.Module, paths: Sequence[str]) -> Iterator[Uses]:
+    uses: Uses = []
+    handles = []
+    for path in paths:
+
+        def note(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor, path: str = path) -> None:
+            uses.append((path, args[0].detach(), output))
+
+        handles.append(module.get_submodule(path).register_forward_hook(note))
+    try:
+        yield uses
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_uses(uses: Uses, names: Sequence[str], questions: int) -> None:
+    used = {path for path, _, _ in uses}
+    wrong = [name for name in names if name.rpartition(".")[0] not in used]
+    wrong += [path for path, inner, _ in uses if len(inner) != questions]
+    if wrong:
+        raise UsageError(
+            f"the network does not apply {wrong[0]} question by question as a linear layer, so its Jacobian is not "
+            "known; freeze it"
+        )

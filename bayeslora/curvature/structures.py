@@ -1,0 +1,90 @@
+"""The structures of curvature that are collected batch by batch in constant memory, as passes over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bayeslora.curvature.kfac import RANK, DiagonalSweep, EigenSweep, KroneckerSweep
+from bayeslora.curvature.kfac_tokens import TokenSweep
+from bayeslora.errors import require_choice
+from bayeslora.models.answer_model import AnswerModel
+from bayeslora.posteriors.laplace.diagonal import DiagonalPosterior
+from bayeslora.posteriors.laplace.kronecker import KroneckerPosterior
+from bayeslora.types import AnswerBatch
+
+_SHARING = {"kfac_expand": "expand", "kfac_reduce": "reduce", "release": "release"}
+STRUCTURES = ("kfac", "ekfac", *_SHARING, "diag")
+
+
+class Sweep(Protocol):
+    """One pass over the training questions."""
+
+    def update(self, model: AnswerModel, batch: AnswerBatch) -> Tensor:
+        """Take in B questions; returns their logits ``[B, C]``."""
+        ...
+
+    def blocks(self) -> dict[str, Any]:
+        """Every parameter's block, once all questions are in."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors from which ``load_state_dict`` goes on bit for bit."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what ``state_dict`` of a pass with the same arguments described."""
+        ...
+
+
+def sweeps(
+    structure: str,
+    shapes: Mapping[str, Sequence[int]],
+    rank: int | None = RANK,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Sweep]:
+    """The passes over the data that a structure takes; each is to see all questions before the next is asked for.
+
+    Args:
+        structure: ``kfac`` (:class:`KroneckerSweep`), ``ekfac`` (that and :class:`EigenSweep`), ``kfac_expand``,
+            ``kfac_reduce``, ``release`` (:class:`TokenSweep`) or ``diag`` (:class:`DiagonalSweep`).
+        shapes: Parameter name to its shape.
+        rank: Eigenpairs of a long side's factor; None for full factors.
+        device: Where the sums are kept.
+        dtype: Of the Jacobian.
+
+    Raises:
+        UsageError: another structure, a rank below 1.
+    """
+    require_choice("the structure", structure, STRUCTURES)
+    if structure == "diag":
+        yield DiagonalSweep(shapes, device, dtype)
+    elif structure in _SHARING:
+        yield TokenSweep(_SHARING[structure], shapes, rank, device)
+    else:
+        first = KroneckerSweep(shapes, rank, device, dtype)
+        yield first
+        if structure == "ekfac":
+            yield EigenSweep(first.blocks(), dtype)
+
+
+def gaussian(
+    sweep: Sweep, mean: Mapping[str, Tensor], precision: float | Mapping[str, float] = 1.0
+) -> KroneckerPosterior | DiagonalPosterior:
+    """The Gaussian that the last pass leads to.
+
+    Args:
+        sweep: The pass, with all questions in.
+        mean: The weights it was taken at; those without curvature are known for certain.
+        precision: Of the prior: one for all, or parameter name to value.
+
+    Raises:
+        UsageError: a precision that is not above 0.
+    """
+    family = DiagonalPosterior if isinstance(sweep, DiagonalSweep) else KroneckerPosterior
+    blocks = {name: block.to(torch.device("cpu"), torch.float64) for name, block in sweep.blocks().items()}
+    return family(mean, blocks, precision)

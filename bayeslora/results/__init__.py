@@ -1,0 +1,1 @@
+"""From predictions to files, tables and pictures, without a model."""

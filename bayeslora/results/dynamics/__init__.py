@@ -1,0 +1,1 @@
+"""What an ensemble knew, doubted and forgot while it trained, from files alone."""

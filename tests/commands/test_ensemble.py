@@ -1,0 +1,191 @@
+"""``bayeslora ensemble``: whatever is missing is trained, and is what one joint run would have made."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bayeslora.cli import main
+from bayeslora.lightning_modules.ensemble import LoRAEnsemble
+from bayeslora.posteriors.members.store import DONE, MemberStore
+from bayeslora.posteriors.state import load_posterior
+from tests.lightning_modules.ensembles import difference
+from tests.test_cli import FAST, ROOT, refused
+from tests.test_resume import questions
+
+METHOD = ROOT / "configs" / "method" / "ensemble.yaml"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return questions(tmp_path_factory.mktemp("ensemble_command") / "data")
+
+
+def arguments(command: str, root: Path, data: Path, *options: str) -> list[str]:
+    model = [
+        "-c",
+        str(METHOD),
+        "--model.backbone.pretrained=embedded",
+        "--model.lora.r=2",
+        "--model.learning_rate=1e-3",
+    ]
+    given = ["--data=JSONLDataModule", f"--data.path={data}", "--data.labels=40"]
+    return [command, *model, *given, f"--trainer.default_root_dir={root}", *FAST, *options]
+
+
+@pytest.fixture(scope="module")
+def joint(data: Path) -> Path:
+    """Five members of one fit."""
+    root = data.parent / "joint"
+    assert main(arguments("fit", root, data)) == 0
+    return root
+
+
+def weights(root: Path) -> dict[int, dict[str, torch.Tensor]]:
+    return {member: posterior.mean() for member, posterior in MemberStore(root / "members").load().items()}
+
+
+def assert_members_agree(root: Path, reference: Path, members: list[int], tolerance: float = 1e-4) -> None:
+    ours, theirs = weights(root), weights(reference)
+    assert sorted(ours) == members
+    for member in members:
+        assert difference(ours[member], theirs[member]) < tolerance
+        others = [difference(ours[member], theirs[other]) for other in members if other != member]
+        assert not others or min(others) > 10 * tolerance
+
+
+def test_one_after_another_then_extended(
+    joint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(arguments("ensemble", tmp_path, data, "--members", "2", "--mode", "sequential")) == 0
+    first = weights(tmp_path)
+    assert main(arguments("ensemble", tmp_path, data, "--mode", "joint")) == 0
+    assert_members_agree(tmp_path, joint, [0, 1, 2, 3, 4])
+    assert all(difference(first[member], weights(tmp_path)[member]) == 0 for member in (0, 1))
+    assert list((tmp_path / "members" / "begun").iterdir()) == []
+    refused(capsys, arguments("ensemble", tmp_path, data, "--members", "6", "--model.l2_product=1"), "model.l2_product")
+    assert main(arguments("test", tmp_path, data)) == 0
+    assert "members" in capsys.readouterr().out
+    metrics = [json.loads((root / "test" / "metrics.json").read_text()) for root in (tmp_path, evaluated(joint, data))]
+    assert [m["n_members"] for m in metrics] == [5, 5]
+    ours, theirs = (next(iter(m["datasets"].values())) for m in metrics)
+    assert ours["nll"] == pytest.approx(theirs["nll"], abs=1e-4)
+
+
+def evaluated(root: Path, data: Path) -> Path:
+    assert main(arguments("test", root, data, "--overwrite")) == 0
+    return root
+
+
+def test_a_subset_predicts_and_a_damaged_member_is_made_again(joint: Path, data: Path, tmp_path: Path) -> None:
+    assert main(arguments("ensemble", tmp_path, data, "--members", "1,3")) == 0
+    (tmp_path / "members" / "003" / "DONE").unlink()
+    evaluated(tmp_path, data)
+    assert json.loads((tmp_path / "test" / "metrics.json").read_text())["n_members"] == 1
+    assert main(arguments("ensemble", tmp_path, data, "--members", "1,3")) == 0
+    assert_members_agree(tmp_path, joint, [1, 3])
+
+
+def test_the_base_is_one_member(joint: Path, data: Path) -> None:
+    """``--ckpt_path base`` answers with the bare base, once."""
+    assert main(arguments("test", joint, data, "--overwrite", "--ckpt_path=base")) == 0
+    metrics = json.loads((joint / "test" / "metrics.json").read_text())
+    assert (metrics["method"], metrics["n_members"]) == ("base", 1)
+
+
+def test_a_run_may_be_prolonged_in_its_own_folder(data: Path, tmp_path: Path) -> None:
+    options = ["--model.members=2"]
+    assert main(arguments("fit", tmp_path, data, *options)) == 0
+    short = weights(tmp_path)
+    assert main(arguments("fit", tmp_path, data, *options, "--trainer.max_epochs=2", "--ckpt_path=last")) == 0
+    store = MemberStore(tmp_path / "members")
+    assert store.members(DONE) == (0, 1)
+    assert store.identity()["trainer.max_epochs"] == 2
+    assert difference(short[0], weights(tmp_path)[0]) > 0
+
+
+def test_memory_that_runs_out_makes_passes_smaller(
+    joint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    whole = LoRAEnsemble.member_losses
+
+    def short_of_memory(self, places, batches):  # type: ignore[no-untyped-def]
+        sizes.append(len(places))
+        if len(places) > 1:
+            raise torch.OutOfMemoryError("no memory left")
+        return whole(self, places, batches)
+
+    monkeypatch.setattr(LoRAEnsemble, "member_losses", short_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        main(arguments("ensemble", tmp_path / "joint", data, "--members", "3", "--mode", "joint"))
+    sizes.clear()
+    assert main(arguments("ensemble", tmp_path / "auto", data, "--members", "3")) == 0
+    assert sizes[:3] == [3, 2, 1]
+    assert set(sizes[3:]) == {1}
+    assert_members_agree(tmp_path / "auto", joint, [0, 1, 2])
+
+
+def test_a_member_that_fails_alone_leaves_the_rest(
+    joint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    whole = LoRAEnsemble.member_losses
+
+    def broken(self, places, batches):  # type: ignore[no-untyped-def]
+        return whole(self, places, batches) * (torch.nan if self.member_ids == (1,) else 1.0)
+
+    monkeypatch.setattr(LoRAEnsemble, "member_losses", broken)
+    assert main(arguments("ensemble", tmp_path, data, "--members", "3", "--mode", "sequential")) == 0
+    assert "done: [0, 2]; failed: [1]" in capsys.readouterr().out
+    store = MemberStore(tmp_path / "members")
+    assert "not finite" in json.loads((store.path(1) / "member.json").read_text())["ended"]
+    assert_members_agree(tmp_path, joint, [0, 2])
+    assert len(load_posterior(tmp_path / "posterior").components) == 2
+
+
+def command(root: Path, data: Path, *options: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, str(ROOT / "cli.py"), *arguments("ensemble", root, data, *options)]
+    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_share_a_store(joint: Path, data: Path, tmp_path: Path) -> None:
+    workers = [command(tmp_path, data, "--members", "4", "--mode", "sequential") for _ in range(2)]
+    ends = [worker.communicate(timeout=500) for worker in workers]
+    assert MemberStore(tmp_path / "members").members(DONE) == (0, 1, 2, 3), ends
+    assert [worker.returncode for worker in workers] == [0, 0], ends
+    records = [json.loads((tmp_path / "members" / f"00{m}" / "member.json").read_text()) for m in range(4)]
+    assert len({record["process"] for record in records}) == 2
+    assert_members_agree(tmp_path, joint, [0, 1, 2, 3])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_anywhere_and_continued(data: Path, tmp_path: Path) -> None:
+    """Joint members that were cut by SIGKILL end bit for bit as they would have."""
+    options = ["--members", "2", "--trainer.max_epochs=30", "--save_every_n_steps=4"]
+    last = tmp_path / "killed" / "members" / "begun" / "000-001" / "checkpoints" / "last.ckpt"
+    process = command(tmp_path / "killed", data, *options)
+    while process.poll() is None and not last.exists():
+        time.sleep(0.001)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert MemberStore(tmp_path / "killed" / "members").members(DONE) == ()
+    for root in ("killed", "whole"):
+        assert main(arguments("ensemble", tmp_path / root, data, *options)) == 0
+    assert_members_agree(tmp_path / "killed", tmp_path / "whole", [0, 1], 1e-30)
+
+
+def test_refusals(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    refused(capsys, arguments("ensemble", tmp_path, data, "--mode", "both"), "mode is 'both'", "joint")
+    refused(capsys, arguments("ensemble", tmp_path, data, "--members", "many"), "members is 'many'")
+    refused(capsys, arguments("ensemble", tmp_path, data, "--model=LoRAModule"), "has no members")
