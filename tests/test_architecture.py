@@ -1,0 +1,89 @@
+"""The layout and the order of imports that ``docs/architecture.md`` states are those of the tree."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tools.layout import PAGE, layout, listed, rooms
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "bayeslora"
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {_module(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def _type_checking_only(tree: ast.Module) -> set[ast.AST]:
+    guarded = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test).endswith("TYPE_CHECKING")]
+    return {inner for node in guarded for inner in ast.walk(node)}
+
+
+def _imported(path: Path) -> set[str]:
+    """Modules of the package that a file imports, at its top or inside a function."""
+    tree = ast.parse(path.read_text())
+    skipped, found = _type_checking_only(tree), set()
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    inside = {name for name in found if name in MODULES and name != "bayeslora"}
+    # A package whose submodule is named is not imported for its own sake.
+    return {name for name in inside if not any(other.startswith(name + ".") for other in inside)}
+
+
+IMPORTS = {name: _imported(path) for name, path in MODULES.items()}
+
+
+ROOMS = rooms(PAGE.read_text())
+
+
+def test_the_page_lists_every_file_and_what_it_says_of_itself() -> None:
+    assert listed(PAGE.read_text()) == layout(ROOMS), "run: python tools/layout.py --write"
+
+
+def test_few_files_stand_at_the_top() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 8
+
+
+def test_every_room_has_its_place_in_the_order_of_imports() -> None:
+    found = {path.name for path in PACKAGE.iterdir() if path.is_dir() and list(path.rglob("*.py"))}
+    assert set(ROOMS) == found
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_go_one_way(name: str) -> None:
+    """A room imports itself, the files at the top, and rooms to the left of it; the front door nothing at its top."""
+
+    def place(module: str) -> int:
+        room = module.split(".")[1] if "." in module else ""
+        return ROOMS.index(room) if room in ROOMS else -1
+
+    if name in ("bayeslora", "bayeslora.cli"):
+        return
+    wrong = [other for other in IMPORTS[name] if place(other) > place(name) or other == "bayeslora.cli"]
+    assert not wrong, f"{name} imports {wrong}; the order is {ROOMS}"
+
+
+def test_no_circle_of_imports() -> None:
+    """No file reaches itself, whether it imports at its top or inside a function."""
+    state: dict[str, int] = {}
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if state.get(name) == 2:
+            return
+        assert state.get(name) != 1, f"a circle: {' -> '.join([*path[path.index(name) :], name])}"
+        state[name] = 1
+        for other in sorted(IMPORTS[name]):
+            visit(other, (*path, name))
+        state[name] = 2
+
+    for name in sorted(IMPORTS):
+        visit(name, ())
