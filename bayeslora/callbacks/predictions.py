@@ -201,7 +201,8 @@ def _assemble(batches: Sequence[_Batch], dataset: str, trainer: L.Trainer) -> An
             )
     answers = Answers.concatenate([batch.answers for batch in batches])[order]
     names = [_name(questions, row) for row in rows.tolist()]
-    return replace(answers, example_id=names, true_probs=_true_probs(questions, rows, answers.probs.shape[1]))
+    known = _true_probs(questions, rows, answers.probs.shape[1])
+    return replace(answers, example_id=names, true_probs=known, key=_keys(questions, rows))
 
 
 def _questions(trainer: L.Trainer, dataset: str) -> Sequence[Any] | None:
@@ -212,6 +213,12 @@ def _questions(trainer: L.Trainer, dataset: str) -> Sequence[Any] | None:
 
 def _name(questions: Sequence[Any] | None, row: int) -> str:
     return str(row if questions is None else questions[row].id)
+
+
+def _keys(questions: Sequence[Any] | None, rows: Tensor) -> Tensor | None:
+    """The keys of the questions' contents, where the datamodule's questions have them."""
+    found = [None if questions is None else getattr(questions[row], "key", None) for row in rows.tolist()]
+    return None if any(key is None for key in found) else torch.tensor(found, dtype=torch.int64)
 
 
 def _true_probs(questions: Sequence[Any] | None, rows: Tensor, width: int) -> Tensor | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bayeslora.streams import stream
+
 
 @dataclass(frozen=True)
 class Question:
@@ -50,6 +52,11 @@ class Question:
     def content(self) -> tuple[str, str, tuple[str, ...]]:
         """What is asked, without id and label: equal for duplicates."""
         return self.context, self.question, self.options
+
+    @property
+    def key(self) -> int:
+        """A number of 57 bits made of :attr:`content` alone: the same for this question wherever it is asked."""
+        return stream("question", *self.content[:2], *self.options) >> 6
 
 
 def from_choices(row: Mapping[str, Any], fallback_id: str) -> Question:

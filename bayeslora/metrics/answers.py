@@ -33,6 +33,7 @@ class Answers:
         true_probs: The true p(y|x), float64 ``[N, C]``, where it is known.
         logits: Member logits ``[N, S, C]``, where they were kept; minus infinity at absent options.
         logsumexp: Log-sum-exp over the vocabulary ``[N, S]``, likewise.
+        key: A number made of each question's content, int64 ``[N]``, where it was kept.
         example_id: The source's name of each question, N strings.
     """
 
@@ -45,6 +46,7 @@ class Answers:
     true_probs: Tensor | None = None
     logits: Tensor | None = None
     logsumexp: Tensor | None = None
+    key: Tensor | None = None
     example_id: Sequence[str] = ()
 
     @classmethod
@@ -125,7 +127,7 @@ class Answers:
         """
         parts = [Answers.from_predictive(predictive.tempered(temperature)) for predictive in self._predictives()]
         joined = replace(Answers.concatenate(parts), logits=None, logsumexp=None)
-        return replace(joined, label=self.label, true_probs=self.true_probs, example_id=self.example_id)
+        return replace(joined, label=self.label, true_probs=self.true_probs, key=self.key, example_id=self.example_id)
 
     def __getitem__(self, index: Tensor) -> Answers:
         """The questions of an index ``[n]``, in its order."""

@@ -1,10 +1,11 @@
-"""Intervals of confidence: over the questions of a test set (bootstrap), over the seeds of a method (Student's t)."""
+"""Intervals of confidence: over questions (bootstrap; exact for proportions), over seeds (Student's t)."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import torch
+from scipy.special import betaincinv, stdtrit
 from torch import Tensor
 
 LEVEL = 0.95
@@ -68,25 +69,32 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
 
 @cache
 def student_quantile(degrees: int, level: float = LEVEL) -> float:
-    """The t with P(|T| <= t) = ``level`` for Student's law with this many degrees of freedom, by bisection."""
-    low, high = 0.0, 1.0
-    while _student(high, degrees) < level:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student(middle, degrees) < level else (low, middle)
-    return high
+    """The t with P(abs(T) <= t) = ``level`` for Student's law with this many degrees of freedom."""
+    return float(stdtrit(degrees, (1 + level) / 2))
 
 
-def _student(t: float, degrees: int) -> float:
-    """P(|T| <= t): the finite sums of Abramowitz & Stegun 26.7.3 (odd) and 26.7.4 (even)."""
-    angle = math.atan2(t, math.sqrt(degrees))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    term = total = cosine if odd else 1.0
-    for k in range(2 + odd, degrees, 2):
-        term *= cosine**2 * (k - 1) / k
-        total += term
-    if not odd:
-        return sine * total
-    return 2 / math.pi * (angle + (sine * total if degrees > 1 else 0.0))
+def clopper_pearson(count: int, total: int, level: float = LEVEL) -> tuple[float, float]:
+    r"""Exact interval of a proportion, of which ``count`` of ``total`` were seen (Clopper & Pearson 1934).
+
+    It holds the true proportion with at least this probability, for any number of questions; of 0 in 6 it says 0 to
+    0.46, where a bootstrap or a normal interval would say 0 to 0. Its ends are the quantiles
+
+    .. math:: B^{-1}(\tfrac{1 - \gamma}{2};\, k, n - k + 1) \quad\text{and}\quad
+        B^{-1}(\tfrac{1 + \gamma}{2};\, k + 1, n - k)
+
+    of beta laws, 0 for k = 0 and 1 for k = n.
+
+    Args:
+        count: Number k of questions with the property, 0 to n.
+        total: Number n of questions.
+        level: Confidence :math:`\gamma`.
+
+    Returns:
+        Lower and upper end; 0 and 1 where there is no question.
+
+    >>> [round(end, 3) for end in clopper_pearson(0, 6)]
+    [0.0, 0.459]
+    """
+    low = 0.0 if count == 0 else float(betaincinv(count, total - count + 1, (1 - level) / 2))
+    high = 1.0 if count == total else float(betaincinv(count + 1, total - count, (1 + level) / 2))
+    return low, high

@@ -2,8 +2,9 @@
 
 One row a question: ``example_id`` (the source's name), ``dataset``, ``label``, ``probs [C]``, ``member_probs [S][C]``
 (null for a Gaussian), ``logit_mean [C-1]`` and ``logit_cov [C-1][C-1]`` (null for members), ``true_probs [C]`` where
-they are known, ``member_logits [S][C]`` and ``logsumexp [S]`` where they were kept. C is each question's own number of
-options, S the number of members.
+they are known, ``member_logits [S][C]`` and ``logsumexp [S]`` where they were kept, and ``key``, a number made of the
+question's content (files of version 0.1.0 have none). C is each question's own number of options, S the number of
+members.
 The metadata of the file holds the schema number, the method, the seed, and how many questions each dataset has.
 """
 
@@ -113,6 +114,7 @@ def _table(name: str, answers: Answers) -> pa.Table:
         "example_id": pa.array(answers.example_id, pa.string()),
         "dataset": pa.array([name] * len(answers), pa.string()),
         "label": pa.array(held["label"], pa.int64(), mask=held["label"] == UNKNOWN),
+        "key": pa.array(held["key"], pa.int64()) if "key" in held else pa.nulls(len(answers), pa.int64()),
     }
     for column in _COLUMNS:
         if column.attribute in held:
@@ -165,6 +167,8 @@ def _answers(rows: pa.Table, where: str) -> Answers:
         values[column.attribute] = torch.from_numpy(array)
     if "probs" not in values or ("members" not in values and "logit_cov" not in values):
         raise UsageError(f"{where}: there are no probs, or neither member_probs nor logit_mean and logit_cov")
+    if "key" in rows.column_names and rows["key"].null_count == 0:
+        values["key"] = torch.from_numpy(rows["key"].to_numpy().astype(np.int64))
     label = rows["label"].fill_null(UNKNOWN).to_numpy().astype(np.int64)
     options = torch.from_numpy(counts["options"])
     return Answers(**values, label=torch.from_numpy(label), options=options, example_id=rows["example_id"].to_pylist())

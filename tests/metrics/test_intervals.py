@@ -4,17 +4,29 @@ import math
 
 import pytest
 import torch
-from scipy.stats import t
+from scipy.stats import binomtest, t
 
 from bayeslora.metrics import ECE, auroc, bootstrap, over_seeds
 from bayeslora.metrics.bins import bin_index
-from bayeslora.metrics.intervals import student_quantile
+from bayeslora.metrics.intervals import clopper_pearson, student_quantile
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 9, 10, 63, 200])
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
 def test_student_quantiles(degrees: int, level: float) -> None:
     assert student_quantile(degrees, level) == pytest.approx(t.ppf((1 + level) / 2, degrees), rel=1e-10)
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 6), (6, 6), (3, 7), (20, 200), (1, 1)])
+def test_exact_intervals_of_a_proportion(count: int, total: int) -> None:
+    expected = binomtest(count, total).proportion_ci(0.95)
+    assert clopper_pearson(count, total) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    low, high = clopper_pearson(count, total)
+    assert high - low > 0
+
+
+def test_an_exact_interval_of_nothing_is_everything() -> None:
+    assert clopper_pearson(0, 0) == (0, 1)
 
 
 def test_over_seeds() -> None:
