@@ -33,6 +33,7 @@ class Answers:
         true_probs: The true p(y|x), float64 ``[N, C]``, where it is known.
         logits: Member logits ``[N, S, C]``, where they were kept; minus infinity at absent options.
         logsumexp: Log-sum-exp over the vocabulary ``[N, S]``, likewise.
+        kept_aleatoric: Expected entropy of a member ``[N]``, where it was kept in place of the members.
         key: A number made of each question's content, int64 ``[N]``, where it was kept.
         example_id: The source's name of each question, N strings.
     """
@@ -46,6 +47,7 @@ class Answers:
     true_probs: Tensor | None = None
     logits: Tensor | None = None
     logsumexp: Tensor | None = None
+    kept_aleatoric: Tensor | None = None
     key: Tensor | None = None
     example_id: Sequence[str] = ()
 
@@ -98,6 +100,8 @@ class Answers:
     @cached_property
     def aleatoric(self) -> Tensor:
         """Expected entropy of a member ``[N]`` in nats."""
+        if self.kept_aleatoric is not None:
+            return self.kept_aleatoric
         return torch.cat([predictive.aleatoric for predictive in self._predictives()])
 
     @property

@@ -1,0 +1,129 @@
+"""Writes files of answers in a stream, so that what a killed process has written is kept and continued."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from bayeslora.errors import RunError, UsageError
+from bayeslora.files import replacing
+from bayeslora.results.answer_file import CHUNK, Row, check_ending, json_rows
+
+
+class AnswerWriter:
+    """Writes answers in a stream; what a killed process has written is kept and continued.
+
+    Rows go to ``<path>.partial`` as JSON lines and are flushed batch by batch. When the block ends without an error the
+    file takes its name, or is turned into parquet where the name ends so. ``-`` is the standard output.
+
+    Args:
+        path: The file to write: ``.jsonl``, ``.parquet``, or ``-``.
+        overwrite: Replace a file that is there, and do not continue what was left of it.
+
+    Attributes:
+        done: Number of answers that an earlier process has left in the partial file.
+
+    Raises:
+        UsageError: another ending, or a file that is there already.
+    """
+
+    def __init__(self, path: str | Path, overwrite: bool = False) -> None:
+        self.standard = str(path) == "-"
+        self.path = Path(path)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.done = 0
+        self._stream: IO[bytes] | None = None
+        if self.standard:
+            return
+        check_ending(self.path)
+        if self.path.exists() and not overwrite:
+            raise UsageError(f"{self.path} exists; give another file, or --overwrite to replace it")
+        if overwrite:
+            self.partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> AnswerWriter:
+        """Open the stream, behind the last whole line that is there."""
+        if self.standard:
+            self._stream = sys.stdout.buffer
+            return self
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self.partial.open("ab+")
+        self.done, end = _whole_lines(self._stream)
+        self._stream.truncate(end)
+        return self
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Append rows.
+
+        Raises:
+            RunError: they could not be written, as on a full disk; what was written before stays.
+        """
+        assert self._stream is not None, "use it in a with block"
+        try:
+            self._stream.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+            self._stream.flush()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the file its name, unless the block ended with an error."""
+        if self.standard or self._stream is None:
+            return
+        if kind is not None:
+            with suppress(OSError):  # what could not be written is written no better now
+                self._stream.close()
+            return
+        try:
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+            if self.path.suffix == ".parquet":
+                _to_parquet(self.partial, self.path)
+                self.partial.unlink()
+            else:
+                os.replace(self.partial, self.path)
+        except OSError as failed:
+            raise self._failure(failed) from failed
+
+    def _failure(self, error: OSError) -> RunError:
+        kept = "" if self.standard else f"; what is in {self.partial} is kept, and the same command continues it"
+        return RunError(f"answers could not be written to {self.path}: {error.strerror}{kept}")
+
+
+def _to_parquet(lines: Path, path: Path) -> None:
+    """JSON lines as parquet in flat memory: one pass finds the types, another writes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([])
+    for rows in _chunks(json_rows(lines)):
+        names = dict.fromkeys(name for row in rows for name in row)
+        found = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names}).schema
+        schema = pa.unify_schemas([schema, found], promote_options="permissive")
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for rows in _chunks(json_rows(lines)):
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while chunk := list(islice(rows, CHUNK)):
+        yield chunk
+
+
+def _whole_lines(stream: IO[bytes]) -> tuple[int, int]:
+    """How many lines of a file are whole, and where the last of them ends."""
+    stream.seek(0)
+    count = end = 0
+    for line in stream:
+        if not line.endswith(b"\n"):
+            break
+        count, end = count + 1, end + len(line)
+    return count, end
