@@ -129,7 +129,7 @@ def _identity(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any
         "base_fingerprint": getattr(model, "base_fingerprint", None),
         "data_fingerprint": getattr(datamodule, "fingerprint", None),
         "data": report,
-        "labels": sum(report.get(key) or 0 for key in ("n_train", "n_val")) or None,
+        "labels": sum(report.get(key) or 0 for key in ("n_train", "n_val", "n_calibration")) or None,
         "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
     }
 

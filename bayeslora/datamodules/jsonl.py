@@ -12,6 +12,7 @@ from bayeslora.datamodules.question import Question, from_choices, from_options
 from bayeslora.datamodules.registry import register_family
 from bayeslora.datamodules.sampler import permutation
 from bayeslora.datamodules.source import Benchmark, Row, json_lines, read_jsonl
+from bayeslora.datamodules.splits import CALIBRATION
 from bayeslora.errors import UsageError
 
 SPLITS = ("train", "validation", "test")
@@ -19,6 +20,8 @@ SPLITS = ("train", "validation", "test")
 
 class JSONL(Benchmark):
     """A folder with ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``, or a single file.
+
+    A file ``calibration.jsonl`` beside them is the part on which decision rules are fitted.
 
     A fifth of a single file, always the same one, is the test split; the rest is trained on.
 
@@ -47,7 +50,7 @@ class JSONL(Benchmark):
         """The splits there are."""
         if self.path.is_file():
             return ("test",) if self.whole else ("train", "test")
-        found = tuple(split for split in SPLITS if (self.path / f"{split}.jsonl").is_file())
+        found = tuple(split for split in (*SPLITS, CALIBRATION) if (self.path / f"{split}.jsonl").is_file())
         if not {"validation", "test"} & set(found):
             raise UsageError(
                 f"{self.path} has no file to test on; give it {_names(SPLITS)} (the second may be missing)"

@@ -18,13 +18,14 @@ from bayeslora.datamodules.registry import get_benchmark
 from bayeslora.datamodules.rows import Rows, ShuffledOptions, in_orders
 from bayeslora.datamodules.sampler import EvalBatches, TrainBatches, permutation
 from bayeslora.datamodules.source import Benchmark
-from bayeslora.datamodules.splits import fingerprint, load_split, load_training, shared_questions
+from bayeslora.datamodules.splits import CALIBRATION, fingerprint, load_parts, load_split, shared_questions
 from bayeslora.datamodules.tokenizer import load_tokenizer
 from bayeslora.datamodules.writer import ChatWriter, PromptWriter
 from bayeslora.errors import UsageError, require_choice
 
 READOUTS = ("label_token", "head")
 TRAIN, VALIDATION = "train", "validation"
+PARTS = (TRAIN, VALIDATION, CALIBRATION)
 
 
 class MultipleChoiceDataModule(lightning.LightningDataModule):
@@ -38,6 +39,9 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         data_dir: Folder with JSONL files laid out as on the hub; None asks the hub or its local cache.
         protocol: Prompt, splits, option filter, label tokens, truncation and loss support together.
         labels: Label budget, training and validation together, a fifth of it validation; None takes the splits whole.
+        calibration: Labelled questions that nothing is fitted or chosen on, so that a threshold's promise may rest on
+            them: a share of the budget below 1, a number of questions out of it from 1 on, or the name of a split. None
+            takes the split ``calibration`` where there is one, else none.
         ood: Names of further datasets to test on, such as ``mmlu:law``.
         batch_size: Questions in a training batch, per process.
         eval_batch_size: Questions in a batch for validation and testing; None takes ``batch_size``.
@@ -64,6 +68,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         data_dir: str | None = None,
         protocol: str = "default",
         labels: int | None = None,
+        calibration: float | str | None = None,
         ood: list[str] | None = None,
         batch_size: int = 16,
         eval_batch_size: int | None = None,
@@ -83,6 +88,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         # With very few questions a process may be left without any; it then has nothing to do.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.benchmark, self.data_dir, self.labels, self.seed = benchmark, data_dir, labels, seed
+        self.calibration = calibration
         self.protocol: Protocol = get_protocol(protocol)
         self.ood = {name: get_benchmark(name) for name in ood or []}
         if len(set(self.test_names)) < 1 + len(ood or []):
@@ -139,16 +145,22 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         return [self.benchmark.name, *self.ood]
 
     def questions(self, name: str) -> list[Question]:
-        """The questions of ``train``, ``validation`` or a test set; ``example_id`` in a batch is a row of this list."""
+        """The questions of ``train``, ``validation``, ``calibration`` or a test set.
+
+        ``example_id`` in a batch is a row of this list.
+        """
         if name not in self._questions:
             benchmark = self._benchmark(name)
-            if name in (TRAIN, VALIDATION):
-                train, validation = load_training(benchmark, self.protocol, self.data_dir, self.labels, self.seed)
-                self._questions |= {TRAIN: train, VALIDATION: self._evaluated(validation)}
+            if name in PARTS:
+                found = load_parts(
+                    benchmark, self.protocol, self.data_dir, self.labels, self.seed, calibration=self.calibration
+                )
+                self._questions |= {TRAIN: found.train, VALIDATION: self._evaluated(found.validation)}
+                self._questions[CALIBRATION] = found.calibration
             else:
                 split = self.protocol.splits(benchmark).test
-                found = load_split(benchmark, split, self.protocol, self.data_dir)
-                self._questions[name] = self._evaluated(self._drawn(found))
+                whole = load_split(benchmark, split, self.protocol, self.data_dir)
+                self._questions[name] = self._evaluated(self._drawn(whole))
         return self._questions[name]
 
     def _drawn(self, questions: list[Question]) -> list[Question]:
@@ -169,7 +181,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         return questions[: len(questions) // self.eval_batch_size * self.eval_batch_size]
 
     def _benchmark(self, name: str) -> Benchmark:
-        here = [TRAIN, VALIDATION, *self.test_names]
+        here = [*PARTS, *self.test_names]
         if name not in here:
             raise UsageError(f"dataset is {name!r}; here are {', '.join(here)}")
         return self.ood.get(name, self.benchmark)
@@ -185,6 +197,11 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         return self.questions(VALIDATION)
 
     @property
+    def calibration_questions(self) -> list[Question]:
+        """What a decision rule is fitted on; none where no part was set aside."""
+        return self.questions(CALIBRATION)
+
+    @property
     def num_labels(self) -> int | None:
         """Number of classes where sentences or pairs of them are classified, else None."""
         return len(self.train_questions[0].options) if self.benchmark.pairs else None
@@ -196,20 +213,23 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A sha256 over the benchmark's training, validation and test questions as they are used."""
-        return fingerprint(self.questions(name) for name in (TRAIN, VALIDATION, self.benchmark.name))
+        """A sha256 over the benchmark's training, validation, calibration and test questions as they are used."""
+        apart = [CALIBRATION] if self.calibration_questions else []
+        return fingerprint(self.questions(name) for name in (TRAIN, VALIDATION, *apart, self.benchmark.name))
 
     def report(self) -> dict[str, Any]:
-        """Counts, prompts that lost tokens (in the sets of the stages so far), questions both in train and in test."""
-        sets = {name: self.questions(name) for name in (TRAIN, VALIDATION, *self.test_names)}
+        """Counts, prompts that lost tokens (in the sets so far), training questions that are elsewhere too."""
+        sets = {name: self.questions(name) for name in (*PARTS, *self.test_names)}
         return {
             "protocol": self.protocol.name,
             "n_train": len(sets[TRAIN]),
             "n_val": len(sets[VALIDATION]),
+            "n_calibration": len(sets[CALIBRATION]),
             "n_test": {name: len(sets[name]) for name in self.test_names},
             "left_out_of_test": {name: self._left_out(name) for name in self.test_names},
             "cut": {name: sum(item.cut for item in self.encoded(name)) for name in self._in_use},
             "in_train_and_test": shared_questions(sets[TRAIN], sets[self.benchmark.name]),
+            "in_train_and_calibration": shared_questions(sets[TRAIN], sets[CALIBRATION]),
         }
 
     def _left_out(self, name: str) -> int:
@@ -268,6 +288,10 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> AnswerLoader:
         """Validation batches."""
         return self._eval_loader(VALIDATION)
+
+    def calibration_dataloader(self) -> AnswerLoader:
+        """Batches of the calibration part."""
+        return self._eval_loader(CALIBRATION)
 
     def test_dataloader(self) -> list[AnswerLoader]:
         """One loader for each of ``test_names``."""

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from bayeslora.datamodules.protocols import Protocol
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.sampler import permutation
 from bayeslora.datamodules.source import Benchmark
-from bayeslora.errors import UsageError
+from bayeslora.errors import UsageError, require
 
 Divided = tuple[list[Question], list[Question]]
+CALIBRATION = "calibration"
+
+
+class Parts(NamedTuple):
+    """The questions with labels that are not tested on, in three parts that share none."""
+
+    train: list[Question]
+    validation: list[Question]
+    calibration: list[Question]
 
 
 def load_split(benchmark: Benchmark, split: str, protocol: Protocol, data_dir: str | None) -> list[Question]:
@@ -20,31 +31,70 @@ def load_split(benchmark: Benchmark, split: str, protocol: Protocol, data_dir: s
     return [question for question in questions if protocol.keeps(benchmark.task, question)]
 
 
-def load_training(
-    benchmark: Benchmark, protocol: Protocol, data_dir: str | None, labels: int | None, seed: int
-) -> Divided:
-    """The training and the validation questions.
+def load_parts(
+    benchmark: Benchmark,
+    protocol: Protocol,
+    data_dir: str | None,
+    labels: int | None,
+    seed: int,
+    calibration: float | str | None = None,
+) -> Parts:
+    """The training, the validation and the calibration questions.
 
     Args:
         benchmark: Where they come from.
         protocol: Which splits serve what.
         data_dir: Folder of local files, or None for the hub.
-        labels: Label budget of both together, drawn from the training splits, a fifth of it validation; None takes the
-            splits whole.
+        labels: Label budget, drawn from the training splits, a fifth of it validation; None takes the splits whole.
+            Calibration questions that are drawn are part of it: what is left trains and validates as a budget of that
+            size would.
         seed: Of what is drawn.
+        calibration: Share of the budget below 1, number of questions from 1 on, or name of a split. None takes the
+            split ``calibration`` where there is one, else no question.
 
     Raises:
-        UsageError: a budget that is too small or too large.
+        UsageError: a budget that is too small or too large, a calibration part that is, or a split that is not there or
+            serves another purpose.
     """
     splits = protocol.splits(benchmark)
     pool = [q for split in splits.train for q in load_split(benchmark, split, protocol, data_dir)]
     if labels is not None:
         if not 2 <= labels <= len(pool):
             raise UsageError(f"labels is {labels}; allowed with {benchmark.name}: 2 to {len(pool)}")
-        return divide([pool[i] for i in permutation(len(pool), seed, "labels")[:labels]], seed)
-    if splits.validation is None:
-        return (pool[: -fifth(pool)], pool[-fifth(pool) :]) if splits.in_order else divide(pool, seed)
-    return pool, load_split(benchmark, splits.validation, protocol, data_dir)
+        pool = [pool[i] for i in permutation(len(pool), seed, "labels")[:labels]]
+    if calibration is None and CALIBRATION in benchmark.labelled:
+        calibration = CALIBRATION
+    if calibration is None or isinstance(calibration, str):
+        apart = [] if calibration is None else _split_apart(benchmark, protocol, data_dir, calibration)
+    else:
+        count = _number(calibration, len(pool))
+        order = range(len(pool)) if labels is not None else permutation(len(pool), seed, CALIBRATION)
+        chosen = set(order[len(pool) - count :])
+        apart = [question for i, question in enumerate(pool) if i in chosen]
+        pool = [question for i, question in enumerate(pool) if i not in chosen]
+    if labels is not None:
+        return Parts(*divide(pool, seed), apart)
+    if splits.validation is not None:
+        return Parts(pool, load_split(benchmark, splits.validation, protocol, data_dir), apart)
+    last = fifth(pool)
+    return Parts(*((pool[:-last], pool[-last:]) if splits.in_order else divide(pool, seed)), apart)
+
+
+def _split_apart(benchmark: Benchmark, protocol: Protocol, data_dir: str | None, name: str) -> list[Question]:
+    """A split as calibration part, which must serve no other purpose."""
+    splits = protocol.splits(benchmark)
+    free = [split for split in benchmark.labelled if split not in (*splits.train, splits.validation, splits.test)]
+    allowed = [f"the split {split}" for split in free] + ["a share below 1", "a number of questions"]
+    require("calibration", name, name in free, ", ".join(allowed))
+    return load_split(benchmark, name, protocol, data_dir)
+
+
+def _number(calibration: float, pool: int) -> int:
+    """How many of a pool's questions are set aside, at least two being left."""
+    count = math.ceil(calibration * pool - 1e-9) if calibration < 1 else calibration
+    holds = 1 <= count <= pool - 2 and count == int(count)
+    require("calibration", calibration, holds, f"a share below 1, or 1 to {pool - 2} of these {pool} questions")
+    return int(count)
 
 
 def fifth(pool: Sequence[Question]) -> int:

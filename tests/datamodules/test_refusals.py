@@ -150,7 +150,10 @@ def test_another_size_than_the_published_one(tmp_path: Path) -> None:
         (lambda: SyntheticDataModule(labels=1).setup("fit"), "labels is 1; allowed .*2 to 2000"),
         (lambda: SyntheticDataModule(labels=2001).setup("fit"), "labels is 2001; allowed .*2 to 2000"),
         (lambda: SyntheticDataModule(tokenizer="/no/such/folder").encoded("train"), "tokenizer '/no/such/folder'"),
-        (lambda: SyntheticDataModule().questions("training"), "'training'; here are train, validation, synthetic"),
+        (
+            lambda: SyntheticDataModule().questions("training"),
+            "'training'; here are train, validation, calibration, synthetic",
+        ),
     ],
 )
 def test_arguments_out_of_range(make: Callable[[], Any], message: str) -> None:

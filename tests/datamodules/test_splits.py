@@ -58,6 +58,55 @@ def test_a_budget_out_of_range(question_folder: Path, budget: int) -> None:
         JSONLDataModule(path=str(question_folder), labels=budget).setup("fit")
 
 
+@pytest.mark.parametrize(("calibration", "count"), [(0.25, 8), (8, 8), (8.0, 8)])
+def test_a_calibration_part_of_the_budget_leaves_the_rest_as_a_smaller_budget(
+    question_folder: Path, calibration: float, count: int
+) -> None:
+    data = JSONLDataModule(path=str(question_folder), labels=30, calibration=calibration, seed=1)
+    smaller = JSONLDataModule(path=str(question_folder), labels=30 - count, seed=1)
+    assert len(data.calibration_questions) == data.report()["n_calibration"] == count
+    assert smaller.calibration_questions == []
+    assert data.train_questions == smaller.train_questions
+    assert data.val_questions == smaller.val_questions
+    parts = [*data.train_questions, *data.val_questions, *data.calibration_questions]
+    assert len({question.id for question in parts}) == 30
+    assert data.fingerprint != smaller.fingerprint
+    assert sum(len(batch) for batch in data.calibration_dataloader()) == count
+
+
+def test_a_calibration_part_of_whole_splits(question_folder: Path) -> None:
+    data = JSONLDataModule(path=str(question_folder), calibration=0.2)
+    assert [len(data.questions(name)) for name in ("train", "validation", "calibration")] == [29, 10, 8]
+    again = JSONLDataModule(path=str(question_folder), calibration=0.2)
+    other = JSONLDataModule(path=str(question_folder), calibration=0.2, seed=1)
+    assert data.calibration_questions == again.calibration_questions != other.calibration_questions
+
+
+def test_a_file_of_that_name_is_the_calibration_part(question_folder: Path) -> None:
+    row = (question_folder / "train.jsonl").read_text().splitlines()[4]
+    (question_folder / "calibration.jsonl").write_text(row.replace("train4", "again") + "\n")
+    for given in (None, "calibration"):
+        data = JSONLDataModule(path=str(question_folder), calibration=given)
+        assert [question.id for question in data.calibration_questions] == ["again"]
+        assert len(data.train_questions) == 37
+        assert data.report()["in_train_and_calibration"] == [("train4", "again")]
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        (0, "calibration is 0; allowed: a share below 1, or 1 to 35 of these 37 questions"),
+        (36, "calibration is 36; allowed"),
+        (1.5, "calibration is 1.5; allowed"),
+        ("test", "calibration is 'test'; allowed: a share below 1, a number of questions"),
+        ("nowhere", "calibration is 'nowhere'; allowed"),
+    ],
+)
+def test_calibration_parts_that_cannot_be(question_folder: Path, calibration: float | str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        JSONLDataModule(path=str(question_folder), calibration=calibration).setup("fit")
+
+
 def test_fingerprint_follows_what_is_used(question_folder: Path) -> None:
     first, same = (JSONLDataModule(path=str(question_folder)).fingerprint for _ in range(2))
     assert first == same
