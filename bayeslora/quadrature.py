@@ -1,9 +1,12 @@
 """Nodes and weights that integrate a function against a standard normal density."""
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+Nodes = Callable[[int], tuple[Tensor, Tensor]]
 
 _TRAPEZOID_NODES = 513
 _TRAPEZOID_REACH = 8.5  # standard deviations; the mass outside is 2e-17
@@ -34,3 +37,46 @@ def normal_nodes(dimension: int) -> tuple[Tensor, Tensor]:
     half = torch.special.ndtri(uniform)
     nodes = torch.cat([half, -half])
     return nodes, torch.full((len(nodes),), 1.0 / len(nodes), dtype=torch.float64)
+
+
+def normal_draws(mean: Tensor, cov: Tensor, nodes: Nodes = normal_nodes) -> tuple[Tensor, Tensor]:
+    r"""Draws :math:`\mu + R z_s` of normal laws that may lack some dimensions, :math:`R R^T` the covariance.
+
+    A law of d present dimensions takes the nodes for d dimensions whatever stands beside it, so that its draws do not
+    depend on the other laws or on the number of columns K that they need.
+
+    Args:
+        mean: ``[B, K]``; minus infinity where a law has no such dimension.
+        cov: ``[B, K, K]``, symmetric positive semi-definite.
+        nodes: From a number of dimensions d to nodes ``[S, d]`` and their weights ``[S]``.
+
+    Returns:
+        Draws, float64 ``[S, B, K]``, minus infinity where the mean is, and weights ``[S]``. Where laws of a batch have
+        different nodes the weights are ``[S, B]``, S is the larger number, and what a law lacks of it weighs nothing.
+    """
+    present = mean != -torch.inf
+    counts = present.sum(-1)
+    order = present.int().argsort(dim=-1, descending=True, stable=True)  # a law's own dimensions first
+    kinds = [(d, counts == d) for d in counts.unique().tolist() or [mean.shape[-1]]]
+    found = [_draws(mean[rows], cov[rows], order[rows, :d], nodes) for d, rows in kinds]
+    if len(found) == 1:
+        return found[0]
+    size = max(len(own_weights) for _, own_weights in found)
+    draws = torch.full((size, *mean.shape), -torch.inf, dtype=torch.float64, device=mean.device)
+    weights = torch.zeros(size, len(mean), dtype=torch.float64, device=mean.device)
+    for (_, rows), (own, own_weights) in zip(kinds, found, strict=True):
+        draws[:, rows] = torch.cat([own, own[:1].expand(size - len(own), -1, -1)])
+        weights[: len(own), rows] = own_weights[:, None]
+    alike = all(torch.equal(own_weights, found[0][1]) for _, own_weights in found)
+    return draws, found[0][1] if alike else weights
+
+
+def _draws(mean: Tensor, cov: Tensor, own: Tensor, nodes: Nodes) -> tuple[Tensor, Tensor]:
+    """Draws ``[S, b, K]`` of laws over the d dimensions ``own [b, d]`` each, and their weights ``[S]``."""
+    d, row = own.shape[-1], torch.arange(len(own), device=own.device)
+    points, weights = (t.to(cov.device) for t in nodes(max(d, 1)))
+    values, vectors = torch.linalg.eigh(cov[row[:, None, None], own[:, :, None], own[:, None, :]].double())
+    root = vectors * values.clamp(min=0).sqrt()[:, None, :]
+    contrasts = mean.gather(-1, own).double() + torch.einsum("bij,sj->sbi", root, points[:, :d])
+    wide = torch.full((len(points), *mean.shape), -torch.inf, dtype=torch.float64, device=mean.device)
+    return wide.scatter(-1, own.expand(len(points), -1, -1), contrasts), weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from bayeslora.quadrature import normal_nodes
+from bayeslora.quadrature import normal_draws
 
 CONTRACT_VERSION = 1  # of the files that hold these types: predictions.parquet, metrics.json, posterior.json, run.json
 
@@ -55,13 +55,14 @@ class AnswerBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> AnswerBatch:
         """The same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> AnswerBatch:
         """The same batch in page-locked memory."""
-        return self._map(Tensor.pin_memory)
+        return self.map(Tensor.pin_memory)
 
-    def _map(self, function: Any) -> AnswerBatch:
+    def map(self, function: Callable[[Tensor], Tensor]) -> AnswerBatch:
+        """The same batch with every tensor replaced by what ``function`` makes of it."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
 
@@ -138,11 +139,8 @@ class Gaussian:
     cov: Tensor
 
     def draws(self) -> tuple[Tensor, Tensor]:
-        """Deterministic draws of the logits ``[S, B, C]`` and their weights ``[S]``, see :func:`normal_nodes`."""
-        nodes, weights = (t.to(self.cov.device) for t in normal_nodes(self.mean.shape[-1]))
-        eigenvalues, eigenvectors = torch.linalg.eigh(self.cov.double())
-        root = eigenvectors * eigenvalues.clamp(min=0).sqrt()[:, None, :]
-        contrasts = self.mean.double() + torch.einsum("bij,sj->sbi", root, nodes)
+        """Deterministic draws of the logits ``[S, B, C]`` and their weights, see :func:`normal_draws`."""
+        contrasts, weights = normal_draws(self.mean, self.cov)
         return torch.nn.functional.pad(contrasts, (1, 0)), weights
 
 
@@ -156,7 +154,8 @@ class Predictive:
 
     Attributes:
         log_probs: Member log-probabilities, float64 ``[S, B, C]``; minus infinity at absent options.
-        weights: Weight of each member, float64 ``[S]``, summing to one.
+        weights: Weight of each member, float64 ``[S]``, summing to one; ``[S, B]`` where questions of a batch have
+            weights of their own (Gaussians over different numbers of options).
         logits: Member logits ``[S, B, C]`` where the members have them.
         logsumexp: Log-sum-exp over the vocabulary ``[S, B]`` where it was kept.
         gaussian: The law over logits, where the prediction is one.
@@ -191,7 +190,12 @@ class Predictive:
     @property
     def log_mean(self) -> Tensor:
         """Log of the averaged probabilities ``[B, C]``."""
-        return (self.log_probs + self.weights.log()[:, None, None]).logsumexp(0)
+        return (self.log_probs + self._by_question.log()[:, :, None]).logsumexp(0)
+
+    @property
+    def _by_question(self) -> Tensor:
+        """The weights, ``[S, B]`` or ``[S, 1]``."""
+        return self.weights.view(len(self.weights), -1)
 
     @property
     def probs(self) -> Tensor:
@@ -206,19 +210,19 @@ class Predictive:
     @property
     def aleatoric(self) -> Tensor:
         r"""Expected entropy :math:`\sum_s w_s H(p_s)` ``[B]``."""
-        return torch.einsum("s,sb->b", self.weights, _entropy(self.log_probs))
+        return (self._by_question * _entropy(self.log_probs)).sum(0)
 
     @property
     def epistemic(self) -> Tensor:
         r"""Mutual information :math:`\sum_s w_s KL(p_s \| \bar p) = H(\bar p) - E[H]` ``[B]``, never negative."""
         gap = torch.where(self.log_probs.isinf(), 0.0, self.log_probs - self.log_mean)
         divergence = (self.log_probs.exp() * gap).sum(-1)
-        return torch.einsum("s,sb->b", self.weights, divergence).clamp(min=0)
+        return (self._by_question * divergence).sum(0).clamp(min=0)
 
     def nll(self, label: Tensor) -> Tensor:
         r"""Negative log-likelihood :math:`-\log \bar p_y` ``[B]`` of the labels ``[B]``."""
         chosen = self.log_probs.gather(-1, label.expand(len(self.weights), -1)[:, :, None]).squeeze(-1)
-        return -(chosen + self.weights.log()[:, None]).logsumexp(0)
+        return -(chosen + self._by_question.log()).logsumexp(0)
 
     def tempered(self, temperature: float | Tensor) -> Predictive:
         """Every member at a temperature T: logits over T, renormalised, then averaged (a Gaussian: mean/T, cov/T^2).

@@ -45,6 +45,13 @@ def test_fit_goes_on_from_its_checkpoint(run: Path) -> None:
     assert _command("fit", run, "--ckpt_path", str(checkpoint), "--trainer.max_epochs", "5") == 0
 
 
+def test_it_is_said_that_noise_is_drawn_by_tokens_now(run: Path) -> None:
+    with pytest.warns(UserWarning, match="noise was drawn by a question's dataset and row"):
+        assert _command("test", run, "--overwrite") == 0
+    assert _command("fit", run, "--overwrite", "--trainer.max_epochs", "1") == 0
+    assert json.loads((run / "run.json").read_text())["noise"] == "tokens"
+
+
 def test_its_posterior_loads() -> None:
     posterior = load_posterior(SAVED / "posterior")
     assert posterior.family == "swag"

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from bayeslora.curvature.link import LINKS, link
 from bayeslora.quadrature import normal_nodes
 from bayeslora.types import Predictive, Samples
 
@@ -112,3 +113,37 @@ def test_samples_must_agree() -> None:
         Samples({"a": torch.zeros(2, 3)}, torch.arange(3))
     with pytest.raises(ValueError, match="agree"):
         Samples()
+
+
+def _laws() -> tuple[torch.Tensor, torch.Tensor]:
+    """Five questions of two to five options, the widest last."""
+    generator = torch.Generator().manual_seed(4)
+    root = torch.randn(5, 4, 4, generator=generator, dtype=torch.float64) * 2
+    present = torch.arange(4) < torch.tensor([1, 2, 3, 2, 4])[:, None]
+    mean = torch.randn(5, 4, generator=generator, dtype=torch.float64).masked_fill(~present, -torch.inf)
+    return mean, (root @ root.mT).masked_fill(~(present[:, :, None] & present[:, None, :]), 0.0)
+
+
+def _numbers(p: Predictive) -> list[torch.Tensor]:
+    found = [p.probs, p.total, p.aleatoric, p.epistemic, p.nll(torch.zeros(len(p.probs), dtype=torch.long))]
+    return [found[0], *(value[:, None] for value in found[1:])]
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_law_predicts_the_same_beside_wider_questions(name: str) -> None:
+    mean, cov = _laws()
+    predict = link(name, 50, 0)
+    together = _numbers(predict(mean, cov))
+    for row, d in enumerate([1, 2, 3, 2, 4]):
+        alone = _numbers(predict(mean[row : row + 1, :d], cov[row : row + 1, :d, :d]))
+        for value, found in zip(alone, together, strict=True):
+            torch.testing.assert_close(found[row : row + 1, : value.shape[1]], value, atol=1e-13, rtol=0)
+
+
+def test_a_law_keeps_its_temperature_beside_wider_questions() -> None:
+    mean, cov = _laws()
+    together = Predictive.from_gaussian(mean, cov).tempered(2.0).to("cpu")
+    alone = Predictive.from_gaussian(mean[:1, :1], cov[:1, :1, :1]).tempered(2.0)
+    torch.testing.assert_close(together.probs[:1, :2], alone.probs, atol=1e-13, rtol=0)
+    torch.testing.assert_close(together.aleatoric[:1], alone.aleatoric, atol=1e-13, rtol=0)
+    assert len(Predictive.from_gaussian(mean[:0], cov[:0]).probs) == 0

@@ -14,11 +14,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 
 from bayeslora import __version__
 from bayeslora.errors import UsageError
 from bayeslora.files import replacing, write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
+from bayeslora.models.noise import KEYED_BY
 from bayeslora.posteriors.state import save_posterior
 
 SCHEMA = 1
@@ -39,7 +41,8 @@ class RunFolder(L.Callback):
     """Writes ``run.json`` and, when fit ends, ``posterior/``, whose mean is an adapter in plain peft format.
 
     ``run.json`` holds the schema, package versions, commit, seed, base fingerprint and revision, data fingerprint,
-    label budget, hardware, number of trainable parameters, seconds spent in fit and in test, and peak memory.
+    label budget, what noise is drawn by, hardware, number of trainable parameters, seconds spent in fit and in test, and
+    peak memory.
     """
 
     def __init__(self) -> None:
@@ -48,6 +51,7 @@ class RunFolder(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note what is about to run."""
         self._start(trainer)
+        _say_if_other_noise(trainer)
         self._note(trainer, {**_environment(), **_identity(trainer, pl_module)})
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -63,6 +67,7 @@ class RunFolder(L.Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; note the run where nothing was trained in this folder."""
         self._start(trainer)
+        _say_if_other_noise(trainer)
         if not _run_record(trainer):
             self._note(trainer, {**_environment(), **_identity(trainer, pl_module)})
 
@@ -117,6 +122,16 @@ def _run_record(trainer: L.Trainer) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
+def _say_if_other_noise(trainer: L.Trainer) -> None:
+    """Say so where a run was made with noise that depended on where a question stood."""
+    record = _run_record(trainer)
+    if record and "noise" not in record:
+        rank_zero_warn(
+            "this run was made when noise was drawn by a question's dataset and row; it is now drawn by its tokens. "
+            "What is computed with noise (dropout, C-LoRA, flipout) differs from before as another draw does"
+        )
+
+
 def _identity(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     backbone, model = getattr(pl_module, "backbone", None), getattr(pl_module, "model", None)
@@ -128,6 +143,7 @@ def _identity(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any
         "base_revision": getattr(getattr(getattr(model, "network", None), "config", None), "_commit_hash", None),
         "base_fingerprint": getattr(model, "base_fingerprint", None),
         "data_fingerprint": getattr(datamodule, "fingerprint", None),
+        "noise": KEYED_BY,
         "data": report,
         "labels": sum(report.get(key) or 0 for key in ("n_train", "n_val", "n_calibration")) or None,
         "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),

@@ -117,7 +117,7 @@ def contrast_gradients(
         UsageError: as :func:`contrast_jacobian`.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        batch = batch._map(torch.clone)  # a tensor made in inference mode cannot take part in a graph
+        batch = batch.map(torch.clone)  # a tensor made in inference mode cannot take part in a graph
         wanted = _wanted(model, names)
         with _recording(model, wanted) as calls:
             logits = model(batch).logits

@@ -9,6 +9,7 @@ from math import pi
 import torch
 from torch import Tensor
 
+from bayeslora.quadrature import normal_draws
 from bayeslora.streams import generator
 from bayeslora.types import Predictive
 
@@ -51,9 +52,12 @@ def probit(mean: Tensor, covariance: Tensor) -> Predictive:
 
 
 def drawn(samples: int, seed: int, mean: Tensor, covariance: Tensor) -> Predictive:
-    """``samples`` joint draws of the logits as members, the same standard normal numbers for every question."""
-    noise = torch.randn(samples, mean.shape[-1], dtype=torch.float64, generator=generator(seed, "laplace", "mc"))
-    values, vectors = torch.linalg.eigh(covariance.double())
-    root = vectors * values.clamp(min=0).sqrt()[:, None, :]
-    contrasts = mean.double() + torch.einsum("bij,sj->sbi", root, noise.to(mean.device))
+    """``samples`` joint draws of the logits as members, the same standard normal numbers for all questions of C."""
+
+    def nodes(dimension: int) -> tuple[Tensor, Tensor]:
+        source = generator(seed, "laplace", "mc")
+        weights = torch.full((samples,), 1 / samples, dtype=torch.float64)
+        return torch.randn(samples, dimension, dtype=torch.float64, generator=source), weights
+
+    contrasts, _ = normal_draws(mean, covariance, nodes)
     return Predictive.from_logits(torch.nn.functional.pad(contrasts, (1, 0)))

@@ -1,8 +1,9 @@
 """Noise as a pure function of what it belongs to, so that it survives resuming, re-batching and recomputation.
 
-No generator is advanced in a forward pass. A draw is a hash of (stream, draw id, dataset, example, option, site,
-position counted from the last token, channel): a question meets the same noise alone, in any batch, with any padding,
-in any chunk of samples, after a resume, and when gradient checkpointing computes a layer twice.
+No generator is advanced in a forward pass. A draw is a hash of (stream, draw id, the row's tokens, site, position
+counted from the last token, channel): what is fed to the model alone decides, so that a question meets the same noise
+alone, in any batch, from any file, with any padding, in any chunk of samples, after a resume, and when gradient
+checkpointing computes a layer twice. Rows of the same tokens share their noise.
 """
 
 import math
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, Samples
+
+KEYED_BY = "tokens"  # as runs note it; those that note nothing were made when noise was keyed by dataset and row
 
 # Multipliers and shifts of the splitmix64 finaliser (Steele, Lea & Flood, 2014), as signed 64-bit integers.
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -36,9 +39,15 @@ def row_keys(batch: AnswerBatch, samples: Samples) -> Tensor:
     if samples.coherent:
         keys = _mix(samples.draws.to(device) * _GOLDEN + stream(samples.seed, "coherent"))
         return keys.repeat_interleave(len(batch.input_ids))
-    draws = _mix(samples.draws.to(device) * _GOLDEN + stream(samples.seed, batch.dataset))
-    rows = batch.example_id[batch.example_of_row] * 64 + batch.option_of_row
+    draws = _mix(samples.draws.to(device) * _GOLDEN + stream(samples.seed, "rows"))
+    rows = row_hash(batch.input_ids, batch.attention_mask)
     return _mix(draws[:, None] ^ _mix(rows * _GOLDEN)[None, :]).flatten()
+
+
+def row_hash(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """A hash of the real tokens of each row and of their order, int64 ``[R]``; the same under any padding."""
+    places = _mix(positions_from_last(attention_mask) * _GOLDEN)
+    return (_mix(places ^ _mix(input_ids * _SECOND)) * attention_mask).sum(-1)
 
 
 def positions_from_last(attention_mask: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def test_works_where_gradients_are_off_and_leaves_nothing_behind(llama: str) -> 
     model, batch = trained(llama), label_token_batch([5, 9], [4, 3])
     expected = contrast_jacobian(model, batch)[1]
     with torch.inference_mode():
-        assert_same(contrast_jacobian(model, batch._map(torch.clone))[1], expected)
+        assert_same(contrast_jacobian(model, batch.map(torch.clone))[1], expected)
     with torch.no_grad():
         assert_same(contrast_jacobian(model, batch)[1], expected)
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,11 +1,12 @@
 """Keyed noise: uniform, independent, and the same whatever batch or padding it meets."""
 
 import math
+from dataclasses import replace
 
 import torch
 
 from bayeslora.models.fan_out import site_state
-from bayeslora.models.noise import keep_mask, normal, positions_from_last, row_keys, uniform
+from bayeslora.models.noise import keep_mask, normal, positions_from_last, row_hash, row_keys, uniform
 from bayeslora.streams import generator, stream
 from bayeslora.types import Samples
 from tests.conftest import label_token_batch
@@ -98,3 +99,23 @@ def test_coherent_draws_are_the_same_for_all_rows_and_positions() -> None:
     assert len(noise[0][:, 0, 0].unique()) == 32
     part = site_state(first, samples[2:3])
     assert torch.equal(normal(part.keys, part.positions, 3, 8)[0, 0], noise[0][2, 0, 0])
+
+
+def test_a_question_meets_the_same_noise_from_any_file_and_row() -> None:
+    samples = Samples(draws=torch.tensor([0, 1]), seed=3)
+    batch = label_token_batch([9, 20, 14], [4, 4, 4])
+    rows = torch.tensor([2, 0])
+    other = replace(batch, dataset="another", example_id=batch.example_id + 100)
+    kept = replace(other, input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows])
+    assert torch.equal(row_keys(kept, samples).view(2, 2), row_keys(batch, samples).view(2, 3)[:, rows])
+
+
+def test_rows_of_other_tokens_or_another_order_have_other_keys() -> None:
+    ids = torch.randint(0, 32000, (20000, 6), generator=torch.Generator().manual_seed(0))
+    ids = torch.cat([ids, ids.flip(-1)]).unique(dim=0)
+    mask = torch.ones_like(ids)
+    assert len(row_hash(ids, mask).unique()) == len(ids)
+    mask[:, 0] = 0  # what is padding does not count
+    same = ids.clone()
+    same[:, 0] = 7
+    assert torch.equal(row_hash(ids, mask), row_hash(same, mask))
