@@ -41,8 +41,8 @@ class RunFolder(L.Callback):
     """Writes ``run.json`` and, when fit ends, ``posterior/``, whose mean is an adapter in plain peft format.
 
     ``run.json`` holds the schema, package versions, commit, seed, base fingerprint and revision, data fingerprint,
-    label budget, what noise is drawn by, hardware, number of trainable parameters, seconds spent in fit and in test, and
-    peak memory.
+    label budget, what noise is drawn by, hardware, number of trainable parameters, seconds spent in fit and in test,
+    and peak memory.
     """
 
     def __init__(self) -> None:
