@@ -63,8 +63,8 @@ class AnswerBatch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> AnswerBatch:
         """The same batch with every tensor replaced by what ``function`` makes of it."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: function(value) for n, value in held.items() if isinstance(value, Tensor)})
 
 
 @dataclass(frozen=True)
