@@ -63,8 +63,9 @@ class AnswerBatch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> AnswerBatch:
         """The same batch with every tensor replaced by what ``function`` makes of it."""
-        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: function(value) for n, value in held.items() if isinstance(value, Tensor)})
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        mapped: dict[str, Any] = {name: function(t) for name, t in held.items() if isinstance(t, Tensor)}
+        return replace(self, **mapped)
 
 
 @dataclass(frozen=True)
