@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.callbacks.laplace_network import evaluating, initial_weights, member_network, network_of, stacked
-from bayeslora.callbacks.posterior import PosteriorCallback, fill, kept, usable_members
+from bayeslora.callbacks.posterior import PosteriorCallback, fill, kept, usable_members, weight_sets
 from bayeslora.curvature.fit import STRUCTURES, Task, check_space, check_structure, rows_bytes
 from bayeslora.curvature.link import LINKS, Link, link
 from bayeslora.curvature.rows import Network
@@ -158,7 +158,8 @@ class Laplace(PosteriorCallback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fit around the weights at hand, from what is on disk where it is theirs, and claim the prediction path."""
-        if self.predict is not None and not getattr(pl_module, "base_only", False):
+        if self.predict is not None:
+            weight_sets(pl_module)  # the bare base has none, and says so
             self.fit_to(trainer, pl_module)
             _save(trainer, pl_module, self.required_posterior())
         super().on_test_start(trainer, pl_module)

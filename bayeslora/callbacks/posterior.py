@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict, PredictionPath, prediction_path
+from bayeslora.lightning_modules.sample_bank import draw_bank, weight_samples
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import check_same_parameters, load_posterior
-from bayeslora.streams import generator, stream
-from bayeslora.types import GaussianPosterior, Posterior, Predictive, Samples
+from bayeslora.streams import stream
+from bayeslora.types import GaussianPosterior, Posterior, Predictive
 
 PREDICTIONS = ("samples", "linearised")
 
@@ -85,13 +86,9 @@ class PosteriorCallback(L.Callback):
         """
         if self.predict is None:
             return
-        if getattr(pl_module, "base_only", False):
-            raise UsageError(
-                f"{self.label} predicts with adapters, the bare base has none; give a run's checkpoint, or "
-                "--model.backbone.adapter DIR (any of the posteriors)"
-            )
+        own = weight_sets(pl_module)[0]
         posterior = self.required_posterior()
-        check_same_parameters(posterior.mean(), weight_sets(pl_module)[0], f"{self.label}'s posterior")
+        check_same_parameters(posterior.mean(), own, f"{self.label}'s posterior")
         path = prediction_path(pl_module, self.logits_fn)
         path.claim(self.label, self._predictor(pl_module, posterior))
         self._path = path
@@ -112,7 +109,7 @@ class PosteriorCallback(L.Callback):
         if self.predict == "linearised":
             return _linearised(pl_module, posterior, self.label)
         seed = getattr(pl_module, "seed", 0) if self.seed is None else self.seed
-        bank = posterior.sample(self._draws(posterior), generator(seed, self.label, "posterior"))
+        bank = draw_bank(posterior, self._draws(posterior), seed, self.label)
         return bank_predictor(pl_module, bank, self.logits_fn, stream(seed, "test") if self.dropout else None)
 
     def _draws(self, posterior: Posterior) -> int:
@@ -232,10 +229,7 @@ def bank_predictor(
         UsageError: dropout draws for a module, or for parameters, that are not LoRA sites of this package.
     """
     if isinstance(pl_module, MultipleChoiceModule) and bank.keys() <= _site_parameters(pl_module):
-        parameters = pl_module.trainable()
-        weights = {name: value.to(parameters[name]) for name, value in bank.items()}
-        draws = None if noise is None else torch.arange(len(next(iter(bank.values()))))
-        samples = Samples(weights, draws, noise or 0)
+        samples = weight_samples(bank, pl_module.trainable(), noise)
         return lambda batch: pl_module.sampled(batch, samples)
     if noise is not None:
         raise UsageError(f"dropout draws need LoRA sites of this package; {type(pl_module).__name__} has others")

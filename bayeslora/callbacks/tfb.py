@@ -112,8 +112,7 @@ class TFB(PosteriorCallback):
             UsageError: a bare base, no LoRA, or no anchor questions.
             RunError: no noise is accepted.
         """
-        if not getattr(pl_module, "base_only", False):  # which is refused below
-            self._posterior = self._kept(trainer, pl_module) or self._find_and_keep(trainer, pl_module)
+        self._posterior = self._kept(trainer, pl_module) or self._find_and_keep(trainer, pl_module)
         super().on_test_start(trainer, pl_module)
 
     on_predict_start = on_test_start

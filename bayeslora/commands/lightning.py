@@ -28,11 +28,13 @@ from bayeslora.callbacks.predictions import Predictions
 from bayeslora.callbacks.report import Report
 from bayeslora.callbacks.run_folder import AtomicCheckpointIO, RunFolder, refuse_second_fit
 from bayeslora.errors import UsageError
+from bayeslora.lightning_modules.bare_base import BareBase
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
-from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
+from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.loading import Backbone
 from bayeslora.posteriors.members.store import DONE, FOLDER, MemberStore
 
+BASE = "base"  # as --ckpt_path: the base model without an adapter
 _SHARED = {"pretrained": "tokenizer", "revision": "revision", "readout": "readout"}  # of backbone, of data
 
 
@@ -127,10 +129,11 @@ class CommandLine(LightningCLI):
         return checkpoint
 
     def instantiate_classes(self) -> None:
-        """Build trainer, model and data; tell the model if the bare base is wanted."""
+        """Build trainer, model and data; the bare base in the model's place where it is wanted."""
         super().instantiate_classes()
-        self.model.base_only = self.config[self.subcommand].ckpt_path == BASE
-        if self.subcommand != "fit":
+        if self.config[self.subcommand].ckpt_path == BASE:
+            self.model = BareBase.of(self.model)
+        elif self.subcommand != "fit":
             self.model.store = self.store
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

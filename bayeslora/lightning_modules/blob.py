@@ -14,12 +14,13 @@ from torch import Tensor
 from bayeslora.curvature.jacobian import linearised
 from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
-from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
+from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
+from bayeslora.lightning_modules.sample_bank import draw_bank, weight_samples
 from bayeslora.models.blob import FACTORS, ROOT, add_spread, perturbed
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.posteriors.mean_field import MeanField, normal_kl
 from bayeslora.posteriors.state import load_posterior
-from bayeslora.streams import generator, stream
+from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, Predictive, Samples
 
 OPTIMISERS = ("one", "two")
@@ -105,7 +106,6 @@ class BLoBModule(MultipleChoiceModule):
         self.automatic_optimization = optimisers == "one"
         self._roots: dict[str, torch.nn.Parameter] = {}  # G by the name of its weight
         self._means: dict[str, torch.nn.Parameter] = {}  # the weights that have one
-        self._bank: Samples | None = None  # drawn once for an evaluation
 
     # --- the posterior -------------------------------------------------------------------------------------------
 
@@ -118,8 +118,6 @@ class BLoBModule(MultipleChoiceModule):
         if self.model is not None:
             return
         super().configure_model()
-        if self.base_only:
-            return  # no adapter, nothing to put a spread on
         self._roots = add_spread(self.model, self.factors, self.init_std, self.seed)
         parameters = self.trainable()
         self._means = {name: parameters[name] for name in self._roots}
@@ -232,43 +230,36 @@ class BLoBModule(MultipleChoiceModule):
     @property
     def method(self) -> str:
         """What a table calls this method."""
-        if self.base_only:
-            return BASE
         name = "blob" if self.factors == "A" else "bbb"
         if self.samples == 0:
             return f"{name}_mean"
         return f"{name}_linearised" if self.predict == "linearised" else f"{name}_{self.samples}"
 
     def on_test_start(self) -> None:
-        """Draw the samples that all questions of the evaluation meet.
+        """Draw the bank of this evaluation.
 
         Raises:
             UsageError: an adapter that has no standard deviations, and none were trained.
         """
-        if self.samples and self.backbone.adapter and not self._learned and not self.base_only:
+        if self.samples and self.backbone.adapter and not self._learned:
             raise UsageError(
                 f"backbone.adapter {self.backbone.adapter} has no standard deviations to sample with; give samples 0, "
                 "a checkpoint, or the posterior/ folder of a BLoB run"
             )
-        self._bank = self._draw()
+        super().on_test_start()
 
-    def on_test_end(self) -> None:
-        """Let go of them."""
-        self._bank = None
-
-    on_predict_start, on_predict_end = on_test_start, on_test_end
-
-    def _draw(self) -> Samples | None:
-        if self.samples == 0 or self.base_only or self.predict == "linearised":
+    def test_samples(self) -> Samples | None:
+        """``samples`` networks: a bank of weights, or draws whose every token has signs of its own (flipout)."""
+        if self.samples == 0 or self.predict == "linearised":
             return None
         if self.predict == "flipout":
             std = {name: value.detach() for name, value in self.std().items()}
             return replace(perturbed(std, torch.arange(self.samples), stream(self.seed, "test")), dropout=False)
-        bank = self.posterior().sample(self.samples, generator(self.seed, "blob", "posterior"))
-        return Samples({name: bank[name].to(value.device) for name, value in self.std().items()})
+        std, draws = self.std(), draw_bank(self.posterior(), self.samples, self.seed, "blob")
+        return weight_samples({name: draws[name] for name in std}, std)
 
     def predictive(self, batch: AnswerBatch) -> Predictive:
         """The mean, or S samples, or the law of the logits of the linearised model."""
-        if self.predict == "linearised" and self.samples and not self.base_only:
+        if self.predict == "linearised" and self.samples:
             return linearised(self.model, batch, self.posterior())
-        return self.sampled(batch, self._bank or self._draw())
+        return super().predictive(batch)

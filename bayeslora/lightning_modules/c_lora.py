@@ -10,13 +10,13 @@ from torch import Tensor
 
 from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
-from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
+from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.c_lora import CONTEXTS, INITS, ContextualSites
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.posteriors.c_lora import ContextualPosterior
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.streams import stream
-from bayeslora.types import AnswerBatch, Predictive, Samples
+from bayeslora.types import AnswerBatch, Samples
 
 OPTIMISERS = ("one", "two")
 RELEASE_FACTOR = 1e-6  # on the KL, beside one over the number of sites
@@ -132,8 +132,6 @@ class CLoRAModule(MultipleChoiceModule):
     @property
     def method(self) -> str:
         """What a table calls this method."""
-        if self.base_only:
-            return BASE
         name = "c_lora_fe" if self.context == "free" else "c_lora"
         return f"{name}_{self.samples}" if self.samples else f"{name}_mean"
 
@@ -154,20 +152,20 @@ class CLoRAModule(MultipleChoiceModule):
         Raises:
             UsageError: an adapter without contextual modules, and none were trained.
         """
-        if self.backbone.adapter and not self._learned and not self.base_only:
+        if self.backbone.adapter and not self._learned:
             raise UsageError(
                 f"backbone.adapter {self.backbone.adapter} has no contextual modules; give a checkpoint, or the "
                 "posterior/ folder of a C-LoRA run, or test it with LoRAModule"
             )
 
-    on_predict_start = on_test_start
+        super().on_test_start()
 
-    def predictive(self, batch: AnswerBatch) -> Predictive:
-        """The average over ``samples`` draws of E, or the prediction at its mean."""
+    def test_samples(self) -> Samples | None:
+        """``samples`` draws of E, or none where prediction is at its mean."""
         if self.samples == 0:
-            return super().predictive(batch)
+            return None
         draws, seed = torch.arange(self.samples), stream(self.seed, "test")
-        return self.sampled(batch, Samples(draws=draws, seed=seed, coherent=self.coherent, dropout=False))
+        return Samples(draws=draws, seed=seed, coherent=self.coherent, dropout=False)
 
     # --- training ------------------------------------------------------------------------------------------------
 

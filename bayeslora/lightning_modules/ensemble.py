@@ -15,7 +15,8 @@ from torchmetrics import MeanMetric
 
 from bayeslora.errors import RunError, UsageError
 from bayeslora.lightning_modules.member_states import FAILED, STOPPED, TRAINING, MemberStates
-from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
+from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
+from bayeslora.models.answer_model import Vocabulary
 from bayeslora.models.loading import Backbone, LoRA, initialise
 from bayeslora.models.members import backpropagated, product_norms, stack_members
 from bayeslora.posteriors.members.store import MemberStore
@@ -23,7 +24,7 @@ from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import check_same_parameters
 from bayeslora.streams import stream
-from bayeslora.types import AnswerBatch, Predictive, Samples
+from bayeslora.types import AnswerBatch, AnswerOutput, Predictive, Samples
 
 
 class LoRAEnsemble(MultipleChoiceModule):
@@ -111,7 +112,7 @@ class LoRAEnsemble(MultipleChoiceModule):
     @property
     def method(self) -> str:
         """What a table calls this method."""
-        return BASE if self.base_only else "ensemble"
+        return "ensemble"
 
     @property
     def member_ids(self) -> tuple[int, ...]:
@@ -164,8 +165,7 @@ class LoRAEnsemble(MultipleChoiceModule):
 
     def stack(self) -> None:
         """Stack the members on the model, with the weights they start from, or with those they have in ``store``."""
-        stored = self.store is not None and not self.base_only
-        found = MemberStore(self.store).load(self.model.base_fingerprint) if stored else {}  # type: ignore[arg-type]
+        found = {} if self.store is None else MemberStore(self.store).load(self.model.base_fingerprint)
         if found:
             self.states = MemberStates(list(found), self.states.patience)
             self.member_nll = nn.ModuleList(MeanMetric() for _ in found)
@@ -195,30 +195,21 @@ class LoRAEnsemble(MultipleChoiceModule):
 
     # --- prediction ----------------------------------------------------------------------------------------------
 
-    def answer_logits(self, batch: AnswerBatch, samples: Samples | None = None) -> Tensor:
-        """Logits ``[S, B, C]`` of S samples, or of the members where none are given."""
-        return super().answer_logits(batch, self._members_or(samples))
+    def default_samples(self) -> Samples:
+        """The members that have not failed."""
+        return Samples(self._stack(self.usable_members()))
 
-    def sampled(self, batch: AnswerBatch, samples: Samples | None) -> Predictive:
-        """The prediction of S samples, or of the members where none are given."""
-        return super().sampled(batch, self._members_or(samples))
+    def answers(
+        self, batch: AnswerBatch, samples: Samples | None = None, vocabulary: Vocabulary = "none"
+    ) -> AnswerOutput:
+        """What S samples answer, or the members where none are given.
 
-    def vocabulary_logits(self, batch: AnswerBatch) -> Tensor:
-        """Logits ``[M, B, V]`` of the whole vocabulary at the answer position, of every member."""
-        members = self._members_or(None)
-        if members is None:
-            return super().vocabulary_logits(batch)
-        return self._answers(batch, members, "logits").vocab_logits  # type: ignore[return-value]
-
-    def _members_or(self, samples: Samples | None) -> Samples | None:
-        """Samples with weights of their own, or the members; nothing for the bare base, of which there is one."""
-        if self.base_only:
-            return None
-        if samples is None:
-            return Samples(self._stack(self.usable_members()))
-        if samples.weights.keys() != self.trainable().keys():
+        Raises:
+            UsageError: samples without weights for every parameter: its own are stacked.
+        """
+        if samples is not None and samples.weights.keys() != self.trainable().keys():
             raise UsageError("samples of an ensemble need weights for every parameter: its own are stacked")
-        return samples
+        return super().answers(batch, samples, vocabulary)
 
     # --- training ------------------------------------------------------------------------------------------------
 
@@ -358,10 +349,8 @@ class LoRAEnsemble(MultipleChoiceModule):
 
     def validation_step(self, batch: AnswerBatch, batch_idx: int) -> None:
         """Likelihood and accuracy of the ensemble on the validation questions, and the likelihood of every member."""
-        if self.base_only:
-            return super().validation_step(batch, batch_idx)
         places = self.usable_members()
-        logits = self._answers(batch, Samples(self._stack(places))).logits
+        logits = self.answer_logits(batch)
         fine = logits.masked_fill(~batch.answer_mask, 0.0).isfinite().flatten(1).all(1).tolist()
         for place in (place for place, finite in zip(places, fine, strict=True) if not finite):
             self._fail(place, f"a logit on the validation questions at step {self.global_step} is not finite")
@@ -373,11 +362,10 @@ class LoRAEnsemble(MultipleChoiceModule):
             metric.update(own)  # type: ignore[operator]
             self.log(f"m{self.member_ids[place]}/nll", metric)  # type: ignore[arg-type]
         self._log_validation(predictive, batch)
-        return None
 
     def on_validation_epoch_end(self) -> None:
         """Let the members that have run out of patience stop."""
-        if self.base_only or self.trainer.sanity_checking or self.trainer.state.fn != "fit":
+        if self.trainer.sanity_checking or self.trainer.state.fn != "fit":
             return
         for place in self.active_members():
             self.states.validated(place, float(self.member_nll[place].compute()), self.trainable())  # type: ignore[operator]

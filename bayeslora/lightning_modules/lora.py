@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import UsageError
-from bayeslora.lightning_modules.multiple_choice import BASE, MultipleChoiceModule
+from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.streams import stream
-from bayeslora.types import AnswerBatch, Predictive, Samples
+from bayeslora.types import AnswerBatch, Samples
 
 
 class LoRAModule(MultipleChoiceModule):
@@ -64,8 +64,6 @@ class LoRAModule(MultipleChoiceModule):
     @property
     def method(self) -> str:
         """What a table calls this method."""
-        if self.base_only:
-            return BASE
         name = "mle" if self.prior_std is None and self.weight_decay == 0 else "map"
         return name if self.samples == 0 else f"mc_dropout_{self.samples}"
 
@@ -77,8 +75,8 @@ class LoRAModule(MultipleChoiceModule):
         square = torch.stack([p.float().square().sum() for p in self.trainable().values()]).sum()
         return loss + square / (2 * self.prior_std**2 * self.training_size)
 
-    def predictive(self, batch: AnswerBatch) -> Predictive:
-        """The current weights, under ``samples`` draws of dropout if asked for."""
+    def test_samples(self) -> Samples | None:
+        """``samples`` draws of dropout, if asked for."""
         if self.samples == 0:
-            return super().predictive(batch)
-        return self.sampled(batch, Samples(draws=torch.arange(self.samples), seed=stream(self.seed, "test")))
+            return None
+        return Samples(draws=torch.arange(self.samples), seed=stream(self.seed, "test"))

@@ -12,14 +12,13 @@ from torchmetrics import MeanMetric
 
 from bayeslora.errors import RunError, UsageError, require
 from bayeslora.lightning_modules.prediction_path import PredictionPath
-from bayeslora.models.answer_model import AnswerModel
+from bayeslora.models.answer_model import AnswerModel, Vocabulary
 from bayeslora.models.loading import Backbone, LoRA, config_of, load_answer_model
 from bayeslora.posteriors.point import Point
 from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, AnswerOutput, Posterior, Predictive, Samples
 
 SUPPORTS = ("options", "full_vocab")
-BASE = "base"
 
 
 class MultipleChoiceModule(L.LightningModule):
@@ -37,7 +36,6 @@ class MultipleChoiceModule(L.LightningModule):
         seed: Seeds initial weights and training noise.
     """
 
-    base_only = False  # answer with the bare base, adapters off
     own_entries: tuple[str, ...] = ()  # parts of names in an adapter's file that are this method's, not plain LoRA's
 
     def __init__(
@@ -69,6 +67,7 @@ class MultipleChoiceModule(L.LightningModule):
         self._micro_step = 0
         self._learned = False  # parameters that were trained or read, not just initial
         self._gradients: dict[str, Tensor] = {}
+        self._bank: Samples | None = None  # of the evaluation that runs
 
     # --- the model -----------------------------------------------------------------------------------------------
 
@@ -94,13 +93,11 @@ class MultipleChoiceModule(L.LightningModule):
             )
             device = self.trainer.strategy.root_device
         self.model = load_answer_model(self.backbone, self.lora, self.seed, device, self.own_entries)
-        if self.base_only:
-            self.model.network.base_model.disable_adapter_layers()  # type: ignore[operator, union-attr]
 
     @property
     def method(self) -> str:
         """What a table calls this method."""
-        return BASE if self.base_only else type(self).__name__.removesuffix("Module").lower()
+        return type(self).__name__.removesuffix("Module").lower()
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The trainable parameters by the names a posterior knows them by."""
@@ -124,35 +121,72 @@ class MultipleChoiceModule(L.LightningModule):
 
     # --- prediction ----------------------------------------------------------------------------------------------
 
+    def default_samples(self) -> Samples | None:
+        """The functions that are meant wherever no samples are given; None for the current weights alone.
+
+        A method whose model is several functions at once (a stack of members, say) gives them here, and every way to
+        ask the model follows: answers, validation, prediction, the whole vocabulary.
+        """
+        return None
+
+    def test_samples(self) -> Samples | None:
+        """The bank of samples that every question of an evaluation meets; None for :meth:`default_samples`.
+
+        It is drawn once, when testing or predicting starts, so that all questions meet the same S functions. A method
+        that predicts with samples draws them here, from streams named after its ``seed``.
+        """
+        return None
+
+    def on_test_start(self) -> None:
+        """Draw the bank of this evaluation."""
+        self._bank = self.test_samples()
+
+    def on_test_end(self) -> None:
+        """Let go of it."""
+        self._bank = None
+
+    def on_predict_start(self) -> None:
+        """As for a test."""
+        self.on_test_start()
+
+    def on_predict_end(self) -> None:
+        """As for a test."""
+        self.on_test_end()
+
+    def answers(
+        self, batch: AnswerBatch, samples: Samples | None = None, vocabulary: Vocabulary = "none"
+    ) -> AnswerOutput:
+        """What S functions answer, ``[S, B, ...]``: the one way from a batch to the model, in training as in testing.
+
+        Args:
+            batch: B questions.
+            samples: The S functions; None for :meth:`default_samples`, S = 1 where these are the current weights.
+            vocabulary: Whether the log-sum-exp over the vocabulary, or its logits too, are wanted.
+        """
+        samples = self.default_samples() if samples is None else samples
+        output = self.model(batch, samples, vocabulary, self.chunk)
+        if samples is not None:
+            return output
+        parts = (output.logits, output.logsumexp, output.vocab_logits)
+        return AnswerOutput(*(None if part is None else part[None] for part in parts))  # type: ignore[arg-type]
+
     def answer_logits(self, batch: AnswerBatch, samples: Samples | None = None) -> Tensor:
-        """Logits ``[S, B, C]`` of S samples; ``[1, B, C]`` of the current weights where none are given."""
-        logits = self._answers(batch, samples).logits
-        return logits[None] if samples is None else logits
+        """Logits ``[S, B, C]`` of S samples, or of :meth:`default_samples`."""
+        return self.answers(batch, samples).logits
 
     def predictive(self, batch: AnswerBatch) -> Predictive:
-        """What this module predicts without a posterior callback: the current weights."""
-        return self.sampled(batch, None)
+        """What this module predicts without a posterior callback: the mean over the bank of samples."""
+        return self.sampled(batch, self._bank or self.test_samples())
 
-    def sampled(self, batch: AnswerBatch, samples: Samples | None) -> Predictive:
-        """The prediction of S samples as equally weighted members; their log-sum-exp is kept for label tokens.
-
-        The bare base has nothing to sample: it is asked once, whatever a method would draw.
-        """
-        samples = None if self.base_only else samples
-        vocabulary = "logsumexp" if self.backbone.readout == "label_token" else "none"
-        output = self._answers(batch, samples, vocabulary)
-        logits, logsumexp = output.logits, output.logsumexp
-        if samples is None:
-            logits, logsumexp = logits[None], None if logsumexp is None else logsumexp[None]
-        _stop_at_nan(logits.masked_fill(~batch.answer_mask, 0.0), batch, "a logit")
-        return Predictive.from_logits(logits, logsumexp)
+    def sampled(self, batch: AnswerBatch, samples: Samples | None = None) -> Predictive:
+        """The prediction of S samples as equally weighted members; their log-sum-exp is kept for label tokens."""
+        output = self.answers(batch, samples, "logsumexp" if self.backbone.readout == "label_token" else "none")
+        stop_at_nan(output.logits.masked_fill(~batch.answer_mask, 0.0), batch, "a logit")
+        return Predictive.from_logits(output.logits, output.logsumexp)
 
     def vocabulary_logits(self, batch: AnswerBatch) -> Tensor:
-        """Logits ``[S, B, V]`` of the whole vocabulary at the answer position, of the current weights."""
-        return self._answers(batch, None, "logits").vocab_logits[None]  # type: ignore[index]
-
-    def _answers(self, batch: AnswerBatch, samples: Samples | None, vocabulary: Any = "none") -> AnswerOutput:
-        return self.model(batch, samples, vocabulary, self.chunk)
+        """Logits ``[S, B, V]`` of the whole vocabulary at the answer position, of :meth:`default_samples`."""
+        return self.answers(batch, None, "logits").vocab_logits  # type: ignore[return-value]
 
     def test_step(self, batch: AnswerBatch, batch_idx: int, dataloader_idx: int = 0) -> Predictive:  # type: ignore[override]
         """The prediction path's answer, for callbacks to read."""
@@ -164,7 +198,7 @@ class MultipleChoiceModule(L.LightningModule):
 
     def validation_step(self, batch: AnswerBatch, batch_idx: int) -> None:
         """Negative log-likelihood and accuracy of the current weights on the validation questions."""
-        self._log_validation(self.sampled(batch, None), batch)
+        self._log_validation(self.sampled(batch), batch)
 
     def _log_validation(self, predictive: Predictive, batch: AnswerBatch) -> None:
         self.val_nll.update(predictive.nll(batch.label).float())
@@ -192,7 +226,7 @@ class MultipleChoiceModule(L.LightningModule):
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch."""
         loss = self.loss(batch)
-        _stop_at_nan(loss, batch, f"the loss at step {self.global_step}")
+        stop_at_nan(loss, batch, f"the loss at step {self.global_step}")
         self._micro_step += 1
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
@@ -204,10 +238,10 @@ class MultipleChoiceModule(L.LightningModule):
     def nll(self, batch: AnswerBatch, samples: Samples) -> Tensor:
         """Mean negative log-likelihood of the labels under one sample, over the support of the loss."""
         if self.support == "full_vocab":
-            output = self._answers(batch, samples, "logsumexp")
+            output = self.answers(batch, samples, "logsumexp")
             chosen = output.logits[0].gather(-1, batch.label[:, None]).squeeze(-1)
             return (output.logsumexp[0] - chosen).mean()  # type: ignore[index]
-        return torch.nn.functional.cross_entropy(self._answers(batch, samples).logits[0], batch.label)
+        return torch.nn.functional.cross_entropy(self.answers(batch, samples).logits[0], batch.label)
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and linear decay to zero, stepped every optimiser step."""
@@ -312,7 +346,12 @@ def _check_parameters(found: Any, wanted: dict[str, torch.nn.Parameter]) -> None
         )
 
 
-def _stop_at_nan(value: Tensor, batch: AnswerBatch, what: str) -> None:
+def stop_at_nan(value: Tensor, batch: AnswerBatch, what: str) -> None:
+    """End the run where a value computed from a batch is not finite.
+
+    Raises:
+        RunError: it is not; the message names the value (``what``), the dataset and the rows.
+    """
     if not torch.isfinite(value).all():
         ids = batch.example_id.tolist()
         raise RunError(f"{what} is not finite on dataset {batch.dataset}, rows {ids}; lower the learning rate or dtype")

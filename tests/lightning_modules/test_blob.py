@@ -218,9 +218,8 @@ def test_mean_is_deterministic_and_samples_are_reproducible(trained: tuple[BLoBM
 def test_samples_in_one_pass_are_the_posteriors_one_by_one(trained: tuple[BLoBModule, L.Trainer]) -> None:
     own, run = trained
     batch = next(iter(run.datamodule.val_dataloader()))
-    own._bank = None
     fanned = own.predictive(batch).logits
-    draws = own._draw()
+    draws = own.test_samples()
     kept = {name: value.detach().clone() for name, value in own.trainable().items()}
     with torch.no_grad():
         for index in range(4):

@@ -8,6 +8,8 @@ import torch
 
 from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA, LoRAEnsemble, LoRAModule, Predictive
 from bayeslora.callbacks.posterior import bank_predictor
+from bayeslora.errors import UsageError
+from bayeslora.lightning_modules.bare_base import BareBase
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.c_lora import CONTEXTS
 from bayeslora.models.sites import SiteDropout
@@ -144,6 +146,9 @@ def test_a_temperature_of_one_changes_nothing_and_no_temperature_the_answer() ->
 def test_the_bare_base_is_asked_once(kind: type[MultipleChoiceModule]) -> None:
     dropout = 0.3 if kind is LoRAModule else 0.0
     module = kind(Backbone("embedded"), LoRA(dropout=dropout), samples=3, seed=1)  # type: ignore[call-arg]
-    module.base_only = True
-    module.configure_model()
-    assert module.predictive(BATCH).log_probs.shape[0] == 1
+    base = BareBase.of(module)
+    base.configure_model()
+    assert base.method == "base"
+    assert base.predictive(BATCH).log_probs.shape[0] == 1
+    with pytest.raises(UsageError, match="the bare base has none"):
+        base.weight_sets()
