@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bayeslora.callbacks.decision import Decision as Decision
     from bayeslora.callbacks.dynamics import Dynamics as Dynamics
     from bayeslora.callbacks.laplace import Laplace as Laplace
     from bayeslora.callbacks.posterior import SavedPosteriors as SavedPosteriors
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from bayeslora.callbacks.swag import SWAG as SWAG
     from bayeslora.callbacks.temperature import Temperature as Temperature
     from bayeslora.callbacks.tfb import TFB as TFB
+    from bayeslora.decisions.rule import DecisionRule as DecisionRule
     from bayeslora.errors import RunError as RunError
     from bayeslora.errors import UsageError as UsageError
     from bayeslora.lightning_modules.blob import BLoBModule as BLoBModule
@@ -35,6 +37,8 @@ _PUBLIC = {
     "BLoBModule": "bayeslora.lightning_modules.blob",
     "Backbone": "bayeslora.models.loading",
     "CLoRAModule": "bayeslora.lightning_modules.c_lora",
+    "Decision": "bayeslora.callbacks.decision",
+    "DecisionRule": "bayeslora.decisions.rule",
     "Dynamics": "bayeslora.callbacks.dynamics",
     "Laplace": "bayeslora.callbacks.laplace",
     "LoRA": "bayeslora.models.loading",

@@ -1,5 +1,6 @@
 """Methods and reports that attach to a run: one Callback a file."""
 
+from bayeslora.callbacks.decision import Decision
 from bayeslora.callbacks.dynamics import Dynamics
 from bayeslora.callbacks.ensemble import Ensemble
 from bayeslora.callbacks.laplace import Laplace
@@ -13,6 +14,7 @@ from bayeslora.callbacks.vocabulary import VocabularyUncertainty
 __all__ = [
     "SWAG",
     "TFB",
+    "Decision",
     "Dynamics",
     "Ensemble",
     "Laplace",

@@ -14,23 +14,24 @@ from rich.table import Table
 from bayeslora.callbacks.predictions import FILE, Predictions
 from bayeslora.errors import UsageError
 from bayeslora.files import write_json
-from bayeslora.metrics.evaluate import FLOOR_BINS, INTERVALS, evaluate
+from bayeslora.metrics.evaluate import ERRORS, FLOOR_BINS, INTERVALS
+from bayeslora.results.measured import measure, rule_beside
 from bayeslora.results.terminal import fitting
 
 _SECTIONS = {
     "": {
         "n": "questions",
-        "accuracy": "accuracy",
+        "accuracy": "accuracy ↑",
         "mean_confidence": "mean confidence",
-        "nll": "NLL",
-        "brier": "Brier",
+        "nll": "NLL ↓",
+        "brier": "Brier ↓",
     },
     "calibration": {
-        f"ece_{FLOOR_BINS}": f"ECE ({FLOOR_BINS} bins)",
+        f"ece_{FLOOR_BINS}": f"ECE ({FLOOR_BINS} bins) ↓",
         f"ece_{FLOOR_BINS}_floor": "  its floor",
-        "adaptive_ece": "adaptive ECE",
-        "classwise_ece": "class-wise ECE",
-        "mce": "MCE",
+        "adaptive_ece": "adaptive ECE ↓",
+        "classwise_ece": "class-wise ECE ↓",
+        "mce": "MCE ↓",
     },
     "uncertainty (nats)": {
         "total": "total",
@@ -39,16 +40,17 @@ _SECTIONS = {
         "outside_mass": "mass outside options",
     },
     "selective prediction": {
-        "aurc": "area under curve",
-        "accuracy_at_80": "accuracy at 80 %",
-        "wrong_auroc_one_minus_confidence": "AUROC wrong/right",
+        "aurc": "area under curve ↓",
+        "accuracy_at_80": "accuracy at 80 % ↑",
+        "wrong_auroc_one_minus_confidence": "AUROC wrong/right ↑",
+        **{f"coverage_at_{100 * e:g}": f"coverage at {100 * e:g} % error ↑" for e in ERRORS},
     },
     "expected under true p": {
-        "expected_accuracy": "accuracy",
-        "expected_nll": "NLL",
-        "expected_brier": "Brier",
-        "expected_calibration_gap": "|confidence - p|",
-        "kl": "KL",
+        "expected_accuracy": "accuracy ↑",
+        "expected_nll": "NLL ↓",
+        "expected_brier": "Brier ↓",
+        "expected_calibration_gap": "|confidence - p| ↓",
+        "kl": "KL ↓",
     },
 }
 _LABEL_WIDTH, _CELL_WIDTH = 28, 15  # characters, of the first column and of the others, rules included
@@ -113,14 +115,16 @@ def report(directory: Path, plots: bool = True, console: Console | None = None) 
     Raises:
         UsageError: If there is no valid predictions file, or labels are missing.
     """
-    from bayeslora.results.prediction_file import read_predictions  # pyarrow takes its time to load
+    from bayeslora.results.prediction_file import read_predictions  # pyarrow and scipy take their time to load
 
     found = read_predictions(directory / FILE)
-    metrics = evaluate(found.datasets, found.method, found.seed)
+    metrics = measure(found.datasets, found.method, found.seed, rule_beside(directory))
     write_json(directory / "metrics.json", metrics)
     console = console or Console()
     for table in tables(metrics, console.width):
         console.print(table)
+    for line in legend(metrics):
+        console.print(line, highlight=False)
     saved: list[Path] = []
     if plots:
         from bayeslora.results.plots import save_plots  # matplotlib takes its time to load
@@ -132,7 +136,9 @@ def report(directory: Path, plots: bool = True, console: Console | None = None) 
 
 
 def tables(metrics: dict[str, Any], width: int) -> list[Table]:
-    """The metrics of one run, a column a dataset; behind ± half of a 95 % interval over the questions.
+    """The metrics of one run, a column a dataset; behind ± how far a 95 % interval over the questions reaches.
+
+    Where the interval reaches further to one side, it is that side. Arrows say which direction is better.
 
     Args:
         metrics: The content of ``metrics.json``.
@@ -150,21 +156,66 @@ def _table(metrics: dict[str, Any], names: Sequence[str]) -> Table:
     for name in names:
         result.add_column(name, justify="right")
     datasets = [metrics["datasets"][name] for name in names]
-    for heading, rows in _SECTIONS.items():
+    for heading, rows in {**_SECTIONS, **_decision_rows(metrics)}.items():
         present = {key: label for key, label in rows.items() if any(key in values for values in datasets)}
         if heading and present:
             result.add_section()
             result.add_row(f"[italic]{heading}")
         for key, label in present.items():
             result.add_row(label, *(_cell(values.get(key), values[INTERVALS].get(key)) for values in datasets))
+            if key.startswith("answered_") and key.endswith("_error"):
+                risk = key.removeprefix("answered_").removesuffix("_error")
+                verdicts = [metrics["decision"]["datasets"][name][risk]["verdict"] for name in names]
+                result.add_row("  promise", *(verdict.removeprefix("void, ") for verdict in verdicts))
     if set(names) & set(metrics["ood"]):
         result.add_section()
-        result.add_row(f"[italic]AUROC against {next(iter(metrics['datasets']))}")
+        result.add_row(f"[italic]AUROC against {next(iter(metrics['datasets']))} ↑")
         for score, label in _SCORES.items():
             found = [metrics["ood"].get(name, {}).get(score, {}) for name in names]
             cells = [_cell(values.get("auroc"), values.get(INTERVALS, {}).get("auroc")) for values in found]
             result.add_row(label, *cells)
     return result
+
+
+def _decision_rows(metrics: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The rows of a decision rule, by heading; none where the run has no rule."""
+    if "decision" not in metrics:
+        return {}
+    decision = metrics["decision"]
+    rows: dict[str, str] = {}
+    for risk in next(iter(decision["datasets"].values())):
+        rows |= {f"answered_{risk}": f"answered at {risk} % risk ↑", f"answered_{risk}_error": "  its error ↓"}
+    method = decision["set_method"]
+    rows |= {f"set_{method}_size": f"options in a set ({method}) ↓", f"set_{method}_missed": "  sets without answer ↓"}
+    return {"decisions" if decision["exact"] else "decisions (approximate)": rows}
+
+
+def legend(metrics: dict[str, Any]) -> list[str]:
+    """What a decision rule promises and on which datasets it was broken, a sentence a line; nothing without a rule."""
+    if "decision" not in metrics:
+        return []
+    first, *others = metrics["datasets"]
+    lines = list(metrics["decision"]["rule"])
+    lines.append(
+        f"These promises are about the questions answered of the population that {first} comes from, each for itself, "
+        "and not about a single question. The rows 'promise' compare with them: unclear where the error is above the "
+        "risk and its interval is not."
+    )
+    return lines + ([f"Under shift they are void: {_shifts(metrics, others)}."] if others else [])
+
+
+def _shifts(metrics: dict[str, Any], names: Sequence[str]) -> str:
+    """How far the promise that decides was broken on each of the other datasets."""
+    risk, parts = f"{100 * metrics['decision']['risk']:g}", []
+    for name in names:
+        found = metrics["decision"]["datasets"][name][risk]
+        if not found["total"]:
+            parts.append(f"{name} has no answer")
+            continue
+        low, high = (100 * end for end in found["interval_95"])
+        rate = 100 * found["count"] / found["total"]
+        parts.append(f"{name} has {rate:.1f} % errors [{low:.1f}, {high:.1f}] where {risk} % was promised elsewhere")
+    return "; ".join(parts)
 
 
 def flat(metrics: dict[str, Any]) -> dict[str, float]:
@@ -185,4 +236,4 @@ def _cell(value: float | int | None, interval: Sequence[float] | None) -> str:
         return "-"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.3f}" + ("" if interval is None else f" ±{(interval[1] - interval[0]) / 2:.3f}")
+    return f"{value:.3f}" + ("" if interval is None else f" ±{max(interval[1] - value, value - interval[0]):.3f}")

@@ -83,7 +83,7 @@ class Temperature(L.Callback):
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         loader = datamodule.val_dataloader() if datamodule is not None else pl_module.val_dataloader()
         predictives, labels = [], []
-        with torch.no_grad():
+        with torch.no_grad(), trainer.precision_plugin.forward_context():  # as the test itself is predicted
             for batch in loader:
                 batch = move_data_to_device(batch, pl_module.device)
                 predictives.append(path.untransformed(batch))

@@ -290,8 +290,8 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         return self._eval_loader(VALIDATION)
 
     def calibration_dataloader(self) -> AnswerLoader:
-        """Batches of the calibration part."""
-        return self._eval_loader(CALIBRATION)
+        """Batches of the calibration part, in as many orders of the options as a test set's."""
+        return self._eval_loader(CALIBRATION, self.permutations)
 
     def test_dataloader(self) -> list[AnswerLoader]:
         """One loader for each of ``test_names``."""

@@ -4,7 +4,7 @@ from bayeslora.metrics.answers import UNKNOWN, Answers
 from bayeslora.metrics.bins import ece_floor
 from bayeslora.metrics.calibration import ECE, MCE, AdaptiveECE, ClasswiseECE, ECEFloor
 from bayeslora.metrics.evaluate import evaluate, uncertainty_scores
-from bayeslora.metrics.intervals import bootstrap, over_seeds
+from bayeslora.metrics.intervals import bootstrap, clopper_pearson, over_seeds
 from bayeslora.metrics.means import (
     NLL,
     Accuracy,
@@ -17,7 +17,7 @@ from bayeslora.metrics.means import (
     Mean,
 )
 from bayeslora.metrics.ranking import AUROC, Detection, auroc, average_precision, fpr_at_tpr
-from bayeslora.metrics.selective import AURC, AccuracyAtCoverage, risk_curve
+from bayeslora.metrics.selective import AURC, AccuracyAtCoverage, CoverageAtError, risk_curve
 
 __all__ = [
     "AURC",
@@ -32,6 +32,7 @@ __all__ = [
     "Answers",
     "Brier",
     "ClasswiseECE",
+    "CoverageAtError",
     "Detection",
     "Divergence",
     "ECEFloor",
@@ -43,6 +44,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "bootstrap",
+    "clopper_pearson",
     "ece_floor",
     "evaluate",
     "fpr_at_tpr",

@@ -13,12 +13,13 @@ from bayeslora.errors import UsageError
 from bayeslora.metrics import calibration, means, scores, selective
 from bayeslora.metrics.answers import UNKNOWN, Answers
 from bayeslora.metrics.bins import bin_index
-from bayeslora.metrics.intervals import bootstrap
+from bayeslora.metrics.intervals import bootstrap, clopper_pearson
 from bayeslora.metrics.ranking import AUROC, Detection, auroc
 from bayeslora.types import CONTRACT_VERSION
 
 FLOOR_BINS = 15
 COVERAGES = (0.5, 0.8, 0.9)
+ERRORS = (0.02, 0.05, 0.1)
 INTERVALS = "interval_95"
 
 
@@ -40,7 +41,7 @@ def evaluate(datasets: Mapping[str, Answers], method: str, seed: int | None, int
             uncertainty tells it from the first.
         method: Name of the method.
         seed: Seed of the run.
-        intervals: Add bootstrap intervals over the questions under "interval_95".
+        intervals: Add intervals over the questions under "interval_95".
 
     Returns:
         ``{"schema", "method", "seed", "n_members", "datasets": {name: {metric: number}}, "ood": {name: {score:
@@ -108,6 +109,7 @@ def _selective(answers: Answers) -> dict[str, Tensor]:
     return {
         "aurc": selective.AURC()(probs, label),
         **{f"accuracy_at_{100 * c:.0f}": selective.AccuracyAtCoverage(c)(probs, label) for c in COVERAGES},
+        **{f"coverage_at_{100 * e:g}": selective.CoverageAtError(e)(probs, label) for e in ERRORS},
         **{f"wrong_auroc_{name}": AUROC()(score, wrong) for name, score in uncertainty_scores(answers).items()},
     }
 
@@ -134,17 +136,18 @@ def _rank_correlations(answers: Answers, true_probs: Tensor) -> dict[str, Tensor
 
 
 def _dataset_intervals(answers: Answers) -> dict[str, list[float]]:
-    """Bootstrap intervals of the headline metrics, clipped to where the metric can be."""
+    """Intervals of the headline metrics: exact for accuracy, else bootstrap's, clipped to where the metric can be."""
     probs, label = answers.probs, answers.label
     confidence, correct = scores.confidence(probs), scores.correct(probs, label).double()
     in_bin = torch.nn.functional.one_hot(bin_index(confidence, FLOOR_BINS), FLOOR_BINS).double()
     gaps = in_bin * (correct - confidence)[:, None]
-    per_question = {"accuracy": correct, "nll": scores.nll(probs, label), "brier": scores.brier(probs, label)}
+    per_question = {"nll": scores.nll(probs, label), "brier": scores.brier(probs, label)}
     statistics: dict[str, Callable[[Tensor], Tensor]] = {
         name: partial(_weighted_mean, values) for name, values in per_question.items()
     }
     statistics[f"ece_{FLOOR_BINS}"] = lambda weight: (weight @ gaps).abs().sum(-1) / len(answers)
-    return _clipped(bootstrap(statistics, [len(answers)]), {"nll": math.inf, "brier": 2.0})
+    exact = {"accuracy": list(clopper_pearson(int(correct.sum()), len(answers)))}
+    return exact | _clipped(bootstrap(statistics, [len(answers)]), {"nll": math.inf, "brier": 2.0})
 
 
 def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:

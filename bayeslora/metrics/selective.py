@@ -75,3 +75,29 @@ class AccuracyAtCoverage(Selective):
         """The accuracy over all questions seen."""
         risk = risk_curve(*self.gathered())
         return 1 - risk[math.ceil(self.coverage * len(risk) - 1e-9) - 1]
+
+
+class CoverageAtError(Selective):
+    """Largest fraction of the questions, the most confident ones, whose answers are wrong at most so often.
+
+    It is found on the labelled questions it is about, with hindsight: an upper limit to what a threshold that was fixed
+    beforehand can reach, and no promise for others (see :mod:`bayeslora.decisions`).
+
+    Args:
+        error: Largest error rate, above 0 and below 1.
+        kwargs: Those of ``torchmetrics.Metric``.
+    """
+
+    def __init__(self, error: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 < error < 1:
+            raise ValueError(f"error is {error}; allowed: above 0, below 1")
+        self.error = error
+
+    def compute(self) -> Tensor:
+        """The coverage over all questions seen; 0 where no number of answers is good enough."""
+        confidence, correct = self.gathered()
+        risk = risk_curve(confidence, correct)
+        last = torch.cat([confidence.sort(descending=True).values.diff() != 0, torch.ones(1, dtype=torch.bool)])
+        reached = ((risk <= self.error + 1e-12) & last.to(risk.device)).nonzero()  # ties are answered together
+        return risk.new_tensor(0.0 if not len(reached) else (int(reached[-1]) + 1) / len(risk))

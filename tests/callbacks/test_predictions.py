@@ -266,9 +266,9 @@ def test_two_processes_need_to_be_told_the_rows() -> None:
     callback = Predictions(logits_fn=foreign_logits)
     with pytest.raises(UsageError, match="2 processes share the questions; give Predictions an id_fn"):
         callback.on_test_batch_end(pair, module, None, data[:4], 0)
-    callback.id_fn = lambda batch: batch[2]
+    callback = Predictions(logits_fn=foreign_logits, id_fn=lambda batch: batch[2])
     callback.on_test_batch_end(pair, module, None, data[6:], 0)
-    assert callback._batches[0].rows.tolist() == [6, 7, 8, 9]
+    assert callback._collected._batches[0].rows.tolist() == [6, 7, 8, 9]
 
 
 def foreign_logits(module: Any, batch: Any) -> torch.Tensor:

@@ -46,6 +46,7 @@ CASES: dict[str, tuple[Callable[[], Metric], Arguments]] = {
     "ECEFloor": (metrics.ECEFloor, alone),
     "AURC": (metrics.AURC, with_label),
     "AccuracyAtCoverage": (lambda: metrics.AccuracyAtCoverage(0.8), with_label),
+    "CoverageAtError": (lambda: metrics.CoverageAtError(0.6), with_label),
     "AUROC": (metrics.AUROC, ranked),
     "Detection": (metrics.Detection, ranked),
 }

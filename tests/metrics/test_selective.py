@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from bayeslora.metrics.selective import AURC, AccuracyAtCoverage, risk_curve
+from bayeslora.metrics.selective import AURC, AccuracyAtCoverage, CoverageAtError, risk_curve
 
 
 def test_a_perfect_order_declines_the_errors_first() -> None:
@@ -44,3 +44,17 @@ def test_accuracy_at_coverage() -> None:
         assert AccuracyAtCoverage(coverage)(probs, label).item() == pytest.approx(accuracy)
     with pytest.raises(ValueError, match="coverage is 0"):
         AccuracyAtCoverage(0)
+
+
+def test_coverage_at_error() -> None:
+    """The largest number of answers that is good enough, though a smaller one is not; ties are answered together."""
+    probs = torch.stack([torch.linspace(0.9, 0.6, 10), torch.linspace(0.1, 0.4, 10)], dim=-1).double()
+    label = torch.tensor([0, 1, 0, 0, 0, 0, 0, 1, 1, 1])
+    for error, coverage in {0.02: 0.1, 0.15: 0.7, 0.25: 0.8, 0.4: 1.0, 0.35: 0.9}.items():
+        assert CoverageAtError(error)(probs, label).item() == pytest.approx(coverage)
+    assert CoverageAtError(0.1)(probs[:1], label[1:2]).item() == 0
+    tied = torch.full((4, 2), 0.5, dtype=torch.float64)
+    assert CoverageAtError(0.3)(tied, torch.tensor([0, 0, 0, 1])).item() == 1
+    assert CoverageAtError(0.2)(tied, torch.tensor([0, 0, 0, 1])).item() == 0
+    with pytest.raises(ValueError, match="error is 1"):
+        CoverageAtError(1)
