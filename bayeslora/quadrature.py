@@ -29,14 +29,14 @@ def normal_nodes(dimension: int) -> tuple[Tensor, Tensor]:
         Nodes ``[S, dimension]`` and weights ``[S]`` that sum to one, both float64 on the CPU.
     """
     if dimension == 1:
-        nodes = torch.linspace(-_TRAPEZOID_REACH, _TRAPEZOID_REACH, _TRAPEZOID_NODES, dtype=torch.float64)
+        nodes = torch.linspace(-_TRAPEZOID_REACH, _TRAPEZOID_REACH, _TRAPEZOID_NODES, dtype=torch.float64, device="cpu")
         weights = torch.exp(-0.5 * nodes.square())
         return nodes[:, None], weights / weights.sum()
     engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=_SOBOL_SEED)
     uniform = engine.draw(2**_SOBOL_LOG2_POINTS, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
     half = torch.special.ndtri(uniform)
     nodes = torch.cat([half, -half])
-    return nodes, torch.full((len(nodes),), 1.0 / len(nodes), dtype=torch.float64)
+    return nodes, torch.full((len(nodes),), 1.0 / len(nodes), dtype=torch.float64, device="cpu")
 
 
 def normal_draws(mean: Tensor, cov: Tensor, nodes: Nodes = normal_nodes) -> tuple[Tensor, Tensor]:

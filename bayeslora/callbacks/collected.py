@@ -87,7 +87,7 @@ class Collected:
                 f"{trainer.world_size} processes share the questions; give Predictions an id_fn: batch -> [B]"
             )
         seen = sum(len(earlier.rows) for earlier in self._batches if earlier.dataset == dataset)
-        return torch.arange(seen, seen + size)
+        return torch.arange(seen, seen + size, device="cpu")
 
 
 def _one_order(batch: AnswerBatch, predictive: Predictive) -> tuple[AnswerBatch, Predictive]:
@@ -158,14 +158,14 @@ def _name(questions: Sequence[Any] | None, row: int) -> str:
 def _keys(questions: Sequence[Any] | None, rows: Tensor) -> Tensor | None:
     """The keys of the questions' contents, where the datamodule's questions have them."""
     found = [None if questions is None else getattr(questions[row], "key", None) for row in rows.tolist()]
-    return None if any(key is None for key in found) else torch.tensor(found, dtype=torch.int64)
+    return None if any(key is None for key in found) else torch.tensor(found, dtype=torch.int64, device="cpu")
 
 
 def _true_probs(questions: Sequence[Any] | None, rows: Tensor, width: int) -> Tensor | None:
     known = [None if questions is None else getattr(questions[row], "true_probs", None) for row in rows.tolist()]
     if any(probs is None for probs in known):
         return None
-    vectors = [torch.as_tensor(probs, dtype=torch.float64) for probs in known]
+    vectors = [torch.as_tensor(probs, dtype=torch.float64, device="cpu") for probs in known]
     return torch.stack([torch.nn.functional.pad(vector, (0, width - len(vector))) for vector in vectors])
 
 

@@ -283,7 +283,8 @@ class SWAG(PosteriorCallback):
         """Evaluate the mean on the batch that the current weights were evaluated on."""
         if self._validate_mean is None:
             return
-        predictive = self._validate_mean(batch)
+        with trainer.precision_plugin.forward_context():  # hooks run outside of it, steps inside
+            predictive = self._validate_mean(batch)
         label = batch.label if self.label_fn is None else self.label_fn(batch)
         accuracy = (predictive.probs.argmax(-1) == label).float().mean()
         for name, value in (("nll", predictive.nll(label).float().mean()), ("accuracy", accuracy)):

@@ -71,7 +71,9 @@ class Temperature(L.Callback):
         if file.exists() and (kept := json.loads(file.read_text())).get("predictions") == key:
             return float(kept["temperature"])
         temperature = fit_temperature(predictives, labels, self.max_iter)
-        before, after = (_mean_nll(predictives, labels, torch.tensor(t)).item() for t in (1.0, temperature))
+        before, after = (
+            _mean_nll(predictives, labels, torch.tensor(t, device="cpu")).item() for t in (1.0, temperature)
+        )
         record = {"temperature": temperature, "n": len(torch.cat(labels)), "nll_before": before, "nll_after": after}
         if trainer.is_global_zero:
             write_json(file, {**record, "predictions": key})
@@ -109,7 +111,7 @@ def fit_temperature(predictives: list[Predictive], labels: list[Tensor], max_ite
         # tests run in inference mode, whose tensors no gradient may flow through: clones may
         predictives = [Predictive(p.log_probs.clone(), p.weights.clone()) for p in predictives]
         labels = [label.clone() for label in labels]
-        log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True, device="cpu")
         optimizer = torch.optim.LBFGS([log_temperature], max_iter=max_iter, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:

@@ -150,7 +150,7 @@ class TFB(PosteriorCallback):
     def _find(self, trainer: L.Trainer, pl_module: L.LightningModule) -> TFBPosterior:
         mode = pl_module.training
         pl_module.eval()  # for modules of others; those of this package have no noise that is not asked for
-        with torch.no_grad():
+        with torch.no_grad(), trainer.precision_plugin.forward_context():  # sigma belongs to the precision of the test
             found = self._search(trainer, pl_module)
         pl_module.train(mode)
         return found

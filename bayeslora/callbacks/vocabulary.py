@@ -45,7 +45,8 @@ class VocabularyUncertainty(L.Callback):
     ) -> None:
         """Measure one batch."""
         assert isinstance(pl_module, MultipleChoiceModule)  # on_test_start has seen to it
-        predictive = whole_vocabulary(pl_module.vocabulary_logits(batch))
+        with trainer.precision_plugin.forward_context():  # as the prediction that it is about
+            predictive = whole_vocabulary(pl_module.vocabulary_logits(batch))
         measures = [getattr(predictive, name).tolist() for name in _MEASURES]
         for row, *values in zip(batch.example_id.tolist(), *measures, strict=True):
             self._rows.append({"dataset": batch.dataset, "row": row, **dict(zip(_MEASURES, values, strict=True))})

@@ -92,7 +92,7 @@ class TokenSweep(KroneckerSweep):
 
     def state_dict(self) -> dict[str, Tensor]:
         """The sums, and what inputs are divided by."""
-        counts = {f"{name}/count": torch.tensor(count) for name, count in self.counts.items()}
+        counts = {f"{name}/count": torch.tensor(count, device="cpu") for name, count in self.counts.items()}
         return {**super().state_dict(), **counts}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

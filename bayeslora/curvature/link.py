@@ -56,8 +56,8 @@ def drawn(samples: int, seed: int, mean: Tensor, covariance: Tensor) -> Predicti
 
     def nodes(dimension: int) -> tuple[Tensor, Tensor]:
         source = generator(seed, "laplace", "mc")
-        weights = torch.full((samples,), 1 / samples, dtype=torch.float64)
-        return torch.randn(samples, dimension, dtype=torch.float64, generator=source), weights
+        weights = torch.full((samples,), 1 / samples, dtype=torch.float64, device="cpu")
+        return torch.randn(samples, dimension, dtype=torch.float64, generator=source, device="cpu"), weights
 
     contrasts, _ = normal_draws(mean, covariance, nodes)
     return Predictive.from_logits(torch.nn.functional.pad(contrasts, (1, 0)))

@@ -82,7 +82,8 @@ def collect(
         keep = trace >= prune
         rows, kept = _rows(network, batch, keep, names, dtype, directions)
         size = sum(
-            (value.double().square().sum().cpu() for value in rows.values()), torch.zeros((), dtype=torch.float64)
+            (value.double().square().sum().cpu() for value in rows.values()),
+            torch.zeros((), dtype=torch.float64, device="cpu"),
         )
         shards.write(
             index,
@@ -107,7 +108,9 @@ def _rows(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Rows of the present contrasts of the questions kept, name to ``[rows, numel]``, and which were kept."""
     if not names or not keep.any():
-        return {name: torch.zeros(0, network.parameters[name].numel(), dtype=dtype) for name in names}, keep
+        return {
+            name: torch.zeros(0, network.parameters[name].numel(), dtype=dtype, device="cpu") for name in names
+        }, keep
     part = batch
     if isinstance(batch, AnswerBatch) and not keep.all():
         part = select_questions(batch, keep)

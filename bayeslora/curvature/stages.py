@@ -63,4 +63,4 @@ def run_sweeps(
 
 
 def _save(file: Path, sweep: Sweep, taken: int, key: str) -> None:
-    save_checked(file, {**sweep.state_dict(), _TAKEN: torch.tensor(taken)}, key)
+    save_checked(file, {**sweep.state_dict(), _TAKEN: torch.tensor(taken, device="cpu")}, key)

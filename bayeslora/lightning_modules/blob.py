@@ -254,7 +254,9 @@ class BLoBModule(MultipleChoiceModule):
             return None
         if self.predict == "flipout":
             std = {name: value.detach() for name, value in self.std().items()}
-            return replace(perturbed(std, torch.arange(self.samples), stream(self.seed, "test")), dropout=False)
+            return replace(
+                perturbed(std, torch.arange(self.samples, device="cpu"), stream(self.seed, "test")), dropout=False
+            )
         std, draws = self.std(), draw_bank(self.posterior(), self.samples, self.seed, "blob")
         return weight_samples({name: draws[name] for name in std}, std)
 

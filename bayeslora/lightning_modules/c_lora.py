@@ -164,7 +164,7 @@ class CLoRAModule(MultipleChoiceModule):
         """``samples`` draws of E, or none where prediction is at its mean."""
         if self.samples == 0:
             return None
-        draws, seed = torch.arange(self.samples), stream(self.seed, "test")
+        draws, seed = torch.arange(self.samples, device="cpu"), stream(self.seed, "test")
         return Samples(draws=draws, seed=seed, coherent=self.coherent, dropout=False)
 
     # --- training ------------------------------------------------------------------------------------------------

@@ -290,7 +290,7 @@ class LoRAEnsemble(MultipleChoiceModule):
 
     def _noisy(self, places: Sequence[int], weights: dict[str, Tensor]) -> Samples:
         """Members under noise that belongs to each and to this micro-batch."""
-        draws = torch.tensor([stream(self.member_ids[place], self._micro_step) for place in places])
+        draws = torch.tensor([stream(self.member_ids[place], self._micro_step) for place in places], device="cpu")
         return Samples(weights, draws, stream(self.seed, "train"))
 
     def _divergence(self, logits: Tensor, batches: Sequence[AnswerBatch], weights: dict[str, Tensor]) -> Tensor:

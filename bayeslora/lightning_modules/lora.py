@@ -79,4 +79,4 @@ class LoRAModule(MultipleChoiceModule):
         """``samples`` draws of dropout, if asked for."""
         if self.samples == 0:
             return None
-        return Samples(draws=torch.arange(self.samples), seed=stream(self.seed, "test"))
+        return Samples(draws=torch.arange(self.samples, device="cpu"), seed=stream(self.seed, "test"))

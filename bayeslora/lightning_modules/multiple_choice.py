@@ -221,7 +221,7 @@ class MultipleChoiceModule(L.LightningModule):
 
     def training_noise(self) -> Samples:
         """One draw of noise that belongs to this micro-batch of this run."""
-        return Samples(draws=torch.tensor([self._micro_step]), seed=stream(self.seed, "train"))
+        return Samples(draws=torch.tensor([self._micro_step], device="cpu"), seed=stream(self.seed, "train"))
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch."""

@@ -32,5 +32,5 @@ def weight_samples(draws: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
         noise: Seeds a draw of dropout for every sample; None for no dropout.
     """
     weights = {name: value.to(parameters[name]) for name, value in draws.items()}
-    ids = None if noise is None else torch.arange(len(next(iter(draws.values()))))
+    ids = None if noise is None else torch.arange(len(next(iter(draws.values()))), device="cpu")
     return Samples(weights, ids, noise or 0)

@@ -33,7 +33,7 @@ def add_spread(model: AnswerModel, factors: str, largest: float, seed: int) -> d
     roots = {}
     for site in model.network.modules():
         if isinstance(site, SiteLinear) and site.name.endswith(FACTORS[factors]):
-            values = torch.empty(site.weight.shape)
+            values = torch.empty(site.weight.shape, device="cpu")  # the same draws on any device
             source = generator(seed, "init", f"{site.name}.{ROOT}")
             values.uniform_((largest / 2) ** 0.5, largest**0.5, generator=source)
             roots[f"{site.name}.weight"] = nn.Parameter(values.to(site.weight.device))

@@ -179,15 +179,16 @@ class ContextualSites:
         for name, module in self.modules.items():
             for part, parameter in module.named_parameters():
                 inputs = module.width if part.startswith("out") else module.rank
-                values = torch.empty(parameter.shape)
+                values = torch.empty(parameter.shape, device="cpu")  # the same draws on any device
                 values.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator(*seed, "init", f"{name}.{part}"))
                 parameter.copy_(values)
             if kind == "lora":
                 root = std**0.5
-                rho = torch.full((module.rank**2,), math.log(root / (1 - root)))
+                identity = torch.eye(module.rank, device=module.out.weight.device).flatten()
+                rho = torch.full_like(identity, math.log(root / (1 - root)))
                 module.out.weight.zero_()
                 constant = module.out.weight[:, 0] if module.context == "free" else module.out.bias
-                constant.copy_(torch.cat([torch.eye(module.rank).flatten(), rho]))
+                constant.copy_(torch.cat([identity, rho]))
 
     @contextmanager
     def recording(self) -> Iterator[None]:

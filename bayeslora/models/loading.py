@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -112,10 +113,26 @@ def load_answer_model(
     Raises:
         UsageError: a model or adapter that cannot be found, does not fit, or is of a kind not supported.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, "head"))
+    device = torch.device(device)
+    with _own_draws(stream(seed, "head"), device):
         base = _load_base(backbone, device)
     return wrap(base, backbone, lora, seed, own)
+
+
+@contextmanager
+def _own_draws(seed: int, device: torch.device) -> Iterator[None]:
+    """Within the block, what is drawn from the global generators starts from ``seed``; then they are as they were.
+
+    Tensors are made on the CPU where nobody names a device: a trainer builds its model within the context of its own
+    device, where a base would be drawn, and put, on the GPU.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.device("cpu"), torch.random.fork_rng(devices=devices):
+        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would seed, or later seed, every GPU too
+        for one in devices:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def wrap(base: nn.Module, backbone: Backbone, lora: LoRA, seed: int, own: tuple[str, ...] = ()) -> AnswerModel:
@@ -134,7 +151,7 @@ def wrap(base: nn.Module, backbone: Backbone, lora: LoRA, seed: int, own: tuple[
     from bayeslora.models.answer_model import AnswerModel
 
     _silence_base_dropout(base)
-    with torch.random.fork_rng(devices=[]):  # peft draws weights that `initialise` replaces
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # peft draws weights that `initialise` replaces
         network = _existing_adapter(base, backbone, own) if backbone.adapter else _fresh_adapter(base, backbone, lora)
     context = SiteContext()
     names = install_sites(network, context)
@@ -158,7 +175,7 @@ def initialise(parameters: Mapping[str, Tensor], *seed: int | str) -> None:
             nn.init.zeros_(parameter)
         elif ".lora_A." in name:
             bound = parameter.shape[-1] ** -0.5
-            values = torch.empty(parameter.shape, dtype=parameter.dtype)
+            values = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")  # the same draws on any device
             values.uniform_(-bound, bound, generator=generator(*seed, "init", name))
             parameter.data.copy_(values)
 
@@ -184,7 +201,7 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
 
 
-def _load_base(backbone: Backbone, device: torch.device | str) -> nn.Module:
+def _load_base(backbone: Backbone, device: torch.device) -> nn.Module:
     import transformers
 
     name = resolve_pretrained(backbone.pretrained)
@@ -198,7 +215,7 @@ def _load_base(backbone: Backbone, device: torch.device | str) -> nn.Module:
         auto, extra = transformers.AutoModelForSequenceClassification, {"num_labels": backbone.num_labels}
     options: dict[str, Any] = {"dtype": backbone.dtype, "revision": backbone.revision or "main", **extra}
     if backbone.quantization != "none":
-        options["quantization_config"] = _quantization(backbone, torch.device(device))
+        options["quantization_config"] = _quantization(backbone, device)
         options["device_map"] = {"": device}
     try:
         return auto.from_pretrained(name, **options)

@@ -63,7 +63,7 @@ class MeanField:
         draws: dict[str, list[Tensor]] = {name: [] for name in self._std}
         for _ in range(n):
             for name, std in self._std.items():
-                noise = std * torch.randn(std.shape, generator=generator)
+                noise = std * torch.randn(std.shape, generator=generator, device="cpu")
                 draws[name].append(self._mean[name] + noise.to(self._mean[name].dtype))
         points = {name: value.expand(n, *value.shape) for name, value in self._mean.items() if name not in draws}
         return {name: torch.stack(draws[name]) if name in draws else points[name] for name in self._mean}
@@ -78,7 +78,7 @@ class MeanField:
             UsageError: parameters of other names or shapes, or a standard deviation of 0, which has no density.
         """
         check_same_parameters(value, self._mean, "the value")
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device="cpu")
         for name, mean in self._mean.items():
             if name not in self._std:
                 total -= 0.0 if torch.equal(value[name].cpu(), mean) else torch.inf
@@ -92,7 +92,7 @@ class MeanField:
     def kl(self, prior_std: float) -> Tensor:
         """Divergence from N(0, prior_std^2) over the parameters that have a spread, in nats, float64 scalar."""
         terms = [normal_kl(self._mean[n].double(), std.double(), prior_std).sum() for n, std in self._std.items()]
-        return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
+        return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64, device="cpu")
 
     def logit_covariance(self, jacobian: Mapping[str, Tensor]) -> Tensor:
         """``J Sigma J^T [B, C-1, C-1]`` for the Jacobian of the contrast logits, name to ``[B, C-1, *shape]``."""

@@ -26,7 +26,7 @@ def product_gram(members: Sequence[Mapping[str, Tensor]]) -> Tensor:
     Returns:
         G, float64 ``[M, M]`` on the CPU; zero where nothing is low-rank.
     """
-    gram = torch.zeros(len(members), len(members), dtype=torch.float64)
+    gram = torch.zeros(len(members), len(members), dtype=torch.float64, device="cpu")
     for name in members[0]:
         if A not in name:
             continue

@@ -7,6 +7,7 @@ whatever the weights are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -99,7 +100,7 @@ class Moments:
 
     def __init__(self, layout: Layout, rank: int) -> None:
         self.layout, self.rank, self.count = layout, rank, 0
-        self.mean, self.m2, self.ring = (torch.zeros(*lead, layout.size) for lead in ((), (), (rank,)))
+        self.mean, self.m2, self.ring = (torch.zeros(*lead, layout.size, device="cpu") for lead in ((), (), (rank,)))
 
     def to(self, device: torch.device | str) -> None:
         """Move the numbers to another device."""
@@ -267,8 +268,8 @@ class SWAGPosterior:
         """``n`` joint draws, name to ``[n, *shape]``; the first few do not depend on how many follow."""
         draws = []
         for _ in range(n):
-            z1 = torch.randn(self.layout.size, generator=generator)
-            draws.append(self.at(z1, torch.randn(len(self._deviations), generator=generator)))
+            z1 = torch.randn(self.layout.size, generator=generator, device="cpu")
+            draws.append(self.at(z1, torch.randn(len(self._deviations), generator=generator, device="cpu")))
         return self.layout.split(torch.stack(draws))
 
     def at(self, z1: Tensor, z2: Tensor) -> Tensor:
@@ -293,11 +294,13 @@ class SWAGPosterior:
             raise UsageError("SWAG's covariance has zeros on its diagonal, so it has no density; give a jitter above 0")
         residual = self.layout.flatten(value).cpu().double() - self._mean.double()
         whitened = low_rank / diagonal  # Woodbury: only a [rows, rows] matrix is factorised
-        root = torch.linalg.cholesky(torch.eye(len(low_rank), dtype=torch.float64) + whitened @ low_rank.T)
+        root = torch.linalg.cholesky(
+            torch.eye(len(low_rank), dtype=torch.float64, device="cpu") + whitened @ low_rank.T
+        )
         inner = torch.linalg.solve_triangular(root, (whitened @ residual)[:, None], upper=False)
         square = (residual.square() / diagonal).sum() - inner.square().sum()
         log_det = diagonal.log().sum() + 2 * root.diagonal().log().sum()
-        return -0.5 * (square + log_det + self.layout.size * torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64)))
+        return -0.5 * (square + log_det + self.layout.size * math.log(2 * math.pi))
 
     def logit_covariance(self, jacobian: Mapping[str, Tensor]) -> Tensor:
         """``J Sigma J^T [B, C-1, C-1]`` for the Jacobian of the contrast logits, name to ``[B, C-1, *shape]``."""

@@ -76,7 +76,7 @@ class TFBPosterior:
         for _ in range(n):
             for name, root in self._root.items():
                 mean = self._mean[name]
-                noise = root @ torch.randn(mean.shape, generator=generator)
+                noise = root @ torch.randn(mean.shape, generator=generator, device="cpu")
                 draws[name].append(mean + (self.sigma[name] * noise).to(mean.dtype))
         points = {name: value.expand(n, *value.shape) for name, value in self._mean.items() if name not in draws}
         return {name: torch.stack(draws[name]) if name in draws else points[name] for name in self._mean}
@@ -112,7 +112,7 @@ def noise_root(up: Tensor) -> Tensor:
     _, values, basis = torch.linalg.svd(up.detach().cpu().double(), full_matrices=False)
     smallest = values.norm() * torch.finfo(up.dtype).eps  # twice the largest norm that rounding can have
     inverse = torch.where(values > smallest, 1 / values, 0.0)
-    root = torch.zeros(up.shape[1], up.shape[1], dtype=torch.float64)
+    root = torch.zeros(up.shape[1], up.shape[1], dtype=torch.float64, device="cpu")
     root[:, : len(values)] = basis.T * inverse
     return root.float()
 

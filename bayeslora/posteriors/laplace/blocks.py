@@ -97,7 +97,7 @@ class BlockGaussian(ABC, Generic[B]):
         for name, mean in self._mean.items():
             draws[name] = mean.expand(n, *mean.shape).clone()
             if name in self.blocks:
-                noise = torch.randn(n, *mean.shape, dtype=torch.float64, generator=generator)
+                noise = torch.randn(n, *mean.shape, dtype=torch.float64, generator=generator, device="cpu")
                 block = self.blocks[name].to(noise.device, noise.dtype)
                 draws[name] += draw(block, self.precision[name], as_matrix(noise, 1)).reshape(noise.shape).to(mean)
         return draws

@@ -103,7 +103,9 @@ def _maximise(concave: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
             break
         hessian = torch.autograd.functional.hessian(concave, point)
         ridge = 1e-12 * hessian.diagonal().abs().max() + 1e-300
-        step = torch.linalg.solve(ridge * torch.eye(len(point), dtype=point.dtype) - hessian, gradient).clamp(-2, 2)
+        step = torch.linalg.solve(
+            ridge * torch.eye(len(point), dtype=point.dtype, device="cpu") - hessian, gradient
+        ).clamp(-2, 2)
         while (moved := concave(point + step)) < value and step.abs().max() > 1e-15:
             step = step / 2
         if step.abs().max() <= 1e-14:

@@ -92,5 +92,5 @@ class OuterSum:
 @lru_cache(maxsize=8)
 def _orthonormal(size: int, width: int, device: torch.device) -> Tensor:
     """Columns of a random orthonormal matrix, the same in every process."""
-    gaussian = torch.randn(size, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gaussian = torch.randn(size, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0), device="cpu")
     return torch.linalg.qr(gaussian)[0].to(device)

@@ -81,7 +81,9 @@ class Fit:
             sum((self.mean[name].double() - centre(name)).square().sum() for cell in cells for name in names[cell])
             for cells in groups.values()
         ]
-        evidence = Evidence(self.log_likelihood, torch.tensor(squares, dtype=torch.float64), curvature.log_det)
+        evidence = Evidence(
+            self.log_likelihood, torch.tensor(squares, dtype=torch.float64, device="cpu"), curvature.log_det
+        )
         choice = choose(curvature, evidence, self.validation, prior.precision, prior.scale, prior.temperature)
         posterior = curvature.posterior(choice.precisions, choice.scale)
         return posterior, choice, self._report(prior, groups, curvature, evidence, choice)
@@ -89,7 +91,7 @@ class Fit:
     def _centre(self, mean: str) -> Callable[[str], Tensor]:
         require_choice("Laplace's prior_mean", mean, PRIOR_MEANS)
         if mean == "zero":
-            return lambda name: torch.zeros((), dtype=torch.float64)
+            return lambda name: torch.zeros((), dtype=torch.float64, device="cpu")
         initial = self.initial
         if initial is None:
             raise UsageError("prior_mean is 'initial', but this adapter's initial weights are not known; use 'zero'")

@@ -69,10 +69,10 @@ class FullPosterior:
         """
         draws = {name: mean.expand(n, *mean.shape).clone() for name, mean in self._mean.items()}
         noise = {
-            name: torch.randn(n, *self._mean[name].shape, dtype=torch.float64, generator=generator)
+            name: torch.randn(n, *self._mean[name].shape, dtype=torch.float64, generator=generator, device="cpu")
             for name in self.directions
         }
-        along = torch.zeros(n, len(self.curvature), dtype=torch.float64)
+        along = torch.zeros(n, len(self.curvature), dtype=torch.float64, device="cpu")
         for name, epsilon in noise.items():
             along += epsilon.flatten(1) @ self.directions[name].double().flatten(1).T * self.precision[name] ** 0.5
         along *= 1 - (1 + self.curvature).rsqrt()

@@ -91,7 +91,7 @@ def contrasts_of(shards: Shards | None) -> Tensor:
     logits = [] if shards is None else shards.stacked("logits")
     width = max((one.shape[1] - 1 for one in logits), default=0)
     masks = [torch.nn.functional.pad(one[:, 1:].isfinite(), (0, width - one.shape[1] + 1)) for one in logits]
-    return torch.cat(masks) if masks else torch.zeros(0, 0, dtype=torch.bool)
+    return torch.cat(masks) if masks else torch.zeros(0, 0, dtype=torch.bool, device="cpu")
 
 
 def _padded(shards: Shards, name: str, columns: slice, present: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class FunctionSpace:
         if len(self.groups) == 1:
             weight = inverse[0].square() / (1 + self._eigen[0] * inverse[0])
             return own - (self._rotated * weight) @ self._rotated.mT
-        root = torch.linalg.cholesky(torch.eye(self.train.shape[-1]).to(own) + self._weighted(inverse))
+        root = torch.linalg.cholesky(torch.eye(self.train.shape[-1], device="cpu").to(own) + self._weighted(inverse))
         cross = torch.einsum("gndm,g->mnd", self.cross, inverse)
         explained = torch.linalg.solve_triangular(root, cross.flatten(1), upper=False).view_as(cross)
         return own - torch.einsum("mni,mnj->nij", explained, explained)

@@ -93,7 +93,7 @@ def choose(
     if validation is not None and len(validation.label):
         covariance = curvature.covariance(precisions)
         if free:
-            start = torch.zeros(len(free), dtype=torch.float64)
+            start = torch.zeros(len(free), dtype=torch.float64, device="cpu")
 
             def loss(logs: Tensor) -> float:
                 return validation.nll(covariance, **(knobs | dict(zip(free, logs.exp().tolist(), strict=True))))
@@ -114,12 +114,12 @@ def _precisions(
 ) -> Tensor:
     groups = len(evidence.squares)
     if not isinstance(precision, str):
-        return torch.full((groups,), float(precision), dtype=torch.float64)
+        return torch.full((groups,), float(precision), dtype=torch.float64, device="cpu")
     if precision == "evidence":
         return evidence.best().cpu()
     assert validation is not None  # checked
     scale = curvature.eigenvalues().max().clamp(min=1e-12).log().item() / 2
-    start = torch.full((groups,), scale, dtype=torch.float64)
+    start = torch.full((groups,), scale, dtype=torch.float64, device="cpu")
     return minimise(lambda logs: validation.nll(curvature.covariance(logs.exp())), start).exp()
 
 
@@ -140,7 +140,7 @@ def minimise(function: Callable[[Tensor], float], start: Tensor, reach: float = 
     value = function(point)
     for _ in range(_ROUNDS if len(point) > 1 else 0):
         before = value
-        for index, axis in enumerate(torch.eye(len(point), dtype=point.dtype)):
+        for index, axis in enumerate(torch.eye(len(point), dtype=point.dtype, device="cpu")):
             moved = _along(function, point, axis, (start - point)[index].item(), reach)
             if (reached := function(moved)) < value:
                 point, value = moved, reached
@@ -155,7 +155,7 @@ def _along(function: Callable[[Tensor], float], point: Tensor, axis: Tensor, bac
 
 
 def _line(function: Callable[[float], float], lowest: float, highest: float) -> float:
-    grid = torch.linspace(lowest, highest, _GRID).tolist()
+    grid = torch.linspace(lowest, highest, _GRID, device="cpu").tolist()
     values = [function(step) for step in grid]
     best = values.index(min(values))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
