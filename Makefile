@@ -6,17 +6,20 @@ RUN ?= runs/quickstart
 # The embedded model is too small for more threads than one, and tests run on two processes.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-fast lint install
+.PHONY: quickstart test test-fast test-real lint install
 
 quickstart: install
 	$(BIN)/bayeslora fit -c configs/quickstart.yaml --trainer.default_root_dir $(RUN) --overwrite
 	$(BIN)/bayeslora test -c configs/quickstart.yaml --trainer.default_root_dir $(RUN)
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not real"
+
+test-real: install
+	$(BIN)/python -m pytest -m real
 
 test-fast: install
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not real"
 
 lint: install
 	$(BIN)/ruff check .
@@ -26,9 +29,9 @@ lint: install
 install: $(VENV)/.installed
 
 # pip reads constraints.txt so that a machine without a GPU gets the tested versions and nothing newer.
-$(VENV)/.installed: pyproject.toml constraints.txt tests/peers.txt
+$(VENV)/.installed: pyproject.toml constraints.txt tests/peers.txt tests/real.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/peers.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/peers.txt --requirement tests/real.txt
 	touch $@
