@@ -23,6 +23,7 @@ commands:
   laplace    Laplace's Gaussian around a finished run or any adapter: bayeslora laplace -c CONFIG [--adapter DIR]
   tfb        make any LoRA adapter Bayesian without training: bayeslora tfb --adapter DIR -c CONFIG
   compare    one table and its plots of many runs: bayeslora compare RUN [RUN ...]
+  score      the metrics of a test for answers whose labels are known: bayeslora score answers.jsonl
   dynamics   what an ensemble knew, doubted and forgot, epoch by epoch: bayeslora dynamics RUN
 
 configuration files combine from left to right, options of the command line come last:
@@ -40,6 +41,7 @@ _OWN = {
     "laplace": "bayeslora.commands.laplace",
     "tfb": "bayeslora.commands.tfb",
     "compare": "bayeslora.commands.compare",
+    "score": "bayeslora.commands.score",
     "dynamics": "bayeslora.commands.dynamics",
 }
 

@@ -15,6 +15,7 @@ from bayeslora.errors import UsageError
 from bayeslora.files import replacing
 from bayeslora.results.comparison.comparison import Comparison, Run
 from bayeslora.results.comparison.tables import csv_text, legend, markdown_text, rich_tables
+from bayeslora.results.measured import rule_beside
 from bayeslora.results.prediction_file import read_predictions
 
 PREDICTIONS = "predictions.parquet"
@@ -101,7 +102,7 @@ def _load_one(place: Path, name: str | None) -> Run:
     found = read_predictions(place / PREDICTIONS)
     file = place.parent / "run.json"
     record = json.loads(file.read_text()) if file.is_file() else {}
-    return Run(place, name or found.method, found.seed, dict(found.datasets), record)
+    return Run(place, name or found.method, found.seed, dict(found.datasets), record, rule=rule_beside(place))
 
 
 def _check_same_questions(runs: Sequence[Run]) -> None:

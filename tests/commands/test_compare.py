@@ -14,10 +14,12 @@ from rich.console import Console
 from scipy.stats import t, ttest_rel
 
 from bayeslora.commands.compare import compare, main
+from bayeslora.decisions.rule import fit_rule
+from bayeslora.decisions.rule_file import save_rule
 from bayeslora.errors import UsageError
 from bayeslora.metrics import Answers
 from bayeslora.results.comparison.comparison import Comparison
-from bayeslora.results.prediction_file import Predictions, write_predictions
+from bayeslora.results.prediction_file import Predictions, read_predictions, write_predictions
 from bayeslora.types import Predictive
 
 SETS = {"test": 150, "ood:far": 60}
@@ -143,6 +145,26 @@ def test_expectations_take_the_place_of_noisy_scores(tmp_path: Path) -> None:
     assert "NLL*" in text
     assert f"{comparison.summary('mle', 'test', 'expected_nll').mean:.3f}" in text
     assert "Expected under the true probabilities" in text
+
+
+def test_decisions_are_compared_and_counted(runs: list[Path], tmp_path: Path) -> None:
+    for folder in runs[:7]:
+        found = read_predictions(folder / "test" / "predictions.parquet").datasets
+        rule = fit_rule(found["test"], answers(400, 1.0, 99), "any", risk=0.3, alpha=0.2)
+        save_rule(rule, folder / "test" / "decision.json")
+    console = Console(file=io.StringIO(), width=200)
+    comparison = compare(runs, out=tmp_path / "out", console=console)
+    kept = [run.numbers["test", "answered_30_kept"] for run in comparison.methods["mle"]]
+    size = comparison.summary("swag", "test", "set_lac_size")
+    markdown = (tmp_path / "out" / "comparison.md").read_text()
+    for text in (markdown, console.file.getvalue()):
+        assert "test: decisions" in text
+        assert "ood:far: decisions" in text
+        assert f"{sum(kept):.0f} of 4" in text
+        assert f"{size.mean:.3f} ±" in text
+        assert "multiplies delta by as much" in " ".join(text.split())
+        assert "minus mle" in text
+    assert comparison.summary("laplace", "test", "answered_30") is None
 
 
 def test_the_command_finds_runs_in_a_folder_and_takes_names(runs: list[Path], tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bayeslora.decisions.rule import DecisionRule
 from bayeslora.metrics.answers import Answers
-from bayeslora.metrics.evaluate import evaluate
 from bayeslora.metrics.intervals import over_seeds
+from bayeslora.results.measured import measure
 
 COSTS = (
     "labels",
@@ -32,6 +33,7 @@ class Run:
         seed: Its seed; None where it had none, and cannot be paired.
         datasets: What it answered, the in-distribution test set first.
         record: The content of ``run.json``.
+        rule: Its decision rule, where it has one.
     """
 
     folder: Path
@@ -39,11 +41,12 @@ class Run:
     seed: int | None
     datasets: dict[str, Answers]
     record: dict[str, Any]
+    rule: DecisionRule | None = None
 
     @cached_property
     def numbers(self) -> dict[tuple[str, str], float]:
         """Every number by dataset and name; AUROCs against the first dataset as ``auroc_<score>`` and the like."""
-        metrics = evaluate(self.datasets, self.method, self.seed, intervals=False)
+        metrics = measure(self.datasets, self.method, self.seed, self.rule, intervals=False)
         found = {(name, key): value for name, values in metrics["datasets"].items() for key, value in values.items()}
         for name, by_score in metrics["ood"].items():
             for score, values in by_score.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -15,25 +16,26 @@ from bayeslora.results.terminal import fitting
 
 _ECE = f"ece_{FLOOR_BINS}"
 _FLOOR = f"ece_{FLOOR_BINS}_floor"
+_UP, _DOWN = " ↑", " ↓"  # which direction is better
 _HEADLINES = {
-    "accuracy": "accuracy",
-    "nll": "NLL",
-    "brier": "Brier",
-    _ECE: "ECE",
-    _FLOOR: "floor",
-    "expected_calibration_gap": "|conf - p|",
-    "kl": "KL",
-    "aurc": "AURC",
-    "epistemic": "epistemic",
-    "entropy_correlation_total": "rank corr.",
-    "auroc_one_minus_confidence": "AUROC conf.",
-    "auroc_total": "AUROC total",
-    "auroc_epistemic": "AUROC epist.",
+    "accuracy": ("accuracy", _UP),
+    "nll": ("NLL", _DOWN),
+    "brier": ("Brier", _DOWN),
+    _ECE: ("ECE", _DOWN),
+    _FLOOR: ("floor", ""),
+    "expected_calibration_gap": ("|conf - p|", _DOWN),
+    "kl": ("KL", _DOWN),
+    "aurc": ("AURC", _DOWN),
+    "epistemic": ("epistemic", ""),
+    "entropy_correlation_total": ("rank corr.", _UP),
+    "auroc_one_minus_confidence": ("AUROC conf.", _UP),
+    "auroc_total": ("AUROC total", _UP),
+    "auroc_epistemic": ("AUROC epist.", _UP),
 }
 _EXPECTED = ("accuracy", "nll", "brier")  # reported as expectations where the true probabilities are known
 _STAR = "*"
 _COST_TITLES = ("labels", "training", "prediction", "memory", "parameters")
-_TERMINAL = ("accuracy", "NLL", "ECE", "floor", "|conf - p|", "AUROC total", "AUROC epist.", *_COST_TITLES)
+_TERMINAL = ("accuracy", "nll", _ECE, _FLOOR, "expected_calibration_gap", "auroc_total", "auroc_epistemic")
 _NAME_WIDTH, _SCORE_WIDTH, _MEAN_WIDTH, _COST_WIDTH = 4, 15, 8, 13  # characters of a cell with its rules
 
 
@@ -44,6 +46,7 @@ class _Column:
     title: str
     cells: list[Summary | None]
     show: Callable[[Summary], str]
+    narrow: bool = True  # whether it is among the columns for a terminal
 
 
 @dataclass(frozen=True)
@@ -53,20 +56,30 @@ class _Grid:
     title: str
     methods: list[str]
     columns: list[_Column]
+    reference: str | None = None  # what the second line of a cell is the difference from
+
+    def names(self, newline: str) -> list[str]:
+        """What stands in front of the rows: the method, and what its second line is."""
+        differs = [self.reference is not None and method != self.reference for method in self.methods]
+        return [
+            f"{method}{newline}minus {self.reference}" if other else method
+            for method, other in zip(self.methods, differs, strict=True)
+        ]
 
 
 def rich_tables(comparison: Comparison, width: int) -> Iterator[Table]:
     """The main columns for a terminal of this many characters, those that do not fit in a further table."""
     for grid in _grids(comparison):
-        columns = [column for column in grid.columns if column.title.rstrip(_STAR) in _TERMINAL]
-        room = width - _NAME_WIDTH - max(len(name) for name in grid.methods)
+        columns = [column for column in grid.columns if column.narrow]
+        names = grid.names("\n")
+        room = width - _NAME_WIDTH - max(len(line) for name in names for line in name.split("\n"))
         for part in fitting(columns, _width, room):
             table = Table(title=grid.title, title_justify="left", show_lines=True)
             table.add_column("", no_wrap=True)
             for column in part:
                 table.add_column(column.title, justify="right")
-            for row, method in enumerate(grid.methods):
-                table.add_row(method, *(_cell(column, row, "\n", "[bold]{}[/bold]") for column in part))
+            for row, name in enumerate(names):
+                table.add_row(name, *(_cell(column, row, "\n", "[bold]{}[/bold]") for column in part))
             yield table
 
 
@@ -81,8 +94,8 @@ def markdown_text(comparison: Comparison) -> str:
     for grid in _grids(comparison):
         titles = [column.title.replace("|", "\\|") for column in grid.columns]
         lines += [f"## {grid.title}", "", f"| | {' | '.join(titles)} |", "|---" + "|--:" * len(titles) + "|"]
-        for row, method in enumerate(grid.methods):
-            lines.append(f"| {method} | {' | '.join(_cell(c, row, '<br>', '**{}**') for c in grid.columns)} |")
+        for row, name in enumerate(grid.names("<br>")):
+            lines.append(f"| {name} | {' | '.join(_cell(c, row, '<br>', '**{}**') for c in grid.columns)} |")
         lines.append("")
     return "\n".join([*lines, *(f"{line}\n" for line in legend(comparison))])
 
@@ -106,20 +119,32 @@ def _grids(comparison: Comparison) -> Iterator[_Grid]:
     present = dict.fromkeys(key for run in comparison.runs for key in run.numbers)
     methods = list(comparison.methods)
 
-    def column(dataset: str, metric: str, title: str, show: Callable[[Summary], str]) -> _Column:
-        return _Column(title, [comparison.summary(method, dataset, metric) for method in methods], show)
+    def column(dataset: str, metric: str, title: str, show: Callable[[Summary], str], narrow: bool = True) -> _Column:
+        return _Column(title, [comparison.summary(method, dataset, metric) for method in methods], show, narrow)
 
     for dataset in comparison.datasets:
         known = (dataset, "expected_nll") in present
         columns = []
-        for metric, title in _HEADLINES.items():
+        for metric, (title, better) in _HEADLINES.items():
             expected = known and metric in _EXPECTED
             if (dataset, metric) in present:
                 show = _show_mean if metric == _FLOOR else _show_score
-                columns.append(column(dataset, "expected_" * expected + metric, title + _STAR * expected, show))
-        yield _Grid(dataset, methods, columns)
+                title += _STAR * expected + better
+                columns.append(column(dataset, "expected_" * expected + metric, title, show, metric in _TERMINAL))
+        yield _Grid(dataset, methods, columns, comparison.reference)
+        decided = _decisions(metric for where, metric in present if where == dataset)
+        decisions = [column(dataset, metric, title, show) for metric, title, show in decided]
+        yield _Grid(f"{dataset}: decisions", methods, decisions, comparison.reference)
     shows = (_show_count, _show_seconds, _show_seconds, _show_bytes, _show_count)
     yield _Grid("cost", methods, [column(RUN, *cost) for cost in zip(COSTS, _COST_TITLES, shows, strict=True)])
+
+
+def _decisions(metrics: Iterable[str]) -> Iterator[tuple[str, str, Callable[[Summary], str]]]:
+    """Metric, title and writing of the columns about decisions: what could be answered, what was, the sets."""
+    for metric in metrics:
+        for pattern, (title, show) in _DECISIONS.items():
+            if found := re.fullmatch(pattern, metric):
+                yield metric, title.format(found[1]), show
 
 
 def _cell(column: _Column, row: int, newline: str, bold: str) -> str:
@@ -131,6 +156,10 @@ def _cell(column: _Column, row: int, newline: str, bold: str) -> str:
         return text
     difference = f"{found.difference:+.3f}{_half(found.difference_half)}"
     return text + newline + (bold.format(difference) if found.clear else difference)
+
+
+def _show_kept(found: Summary) -> str:
+    return f"{found.mean * found.runs:.0f} of {found.runs}"
 
 
 def _half(half: float | None) -> str:
@@ -157,16 +186,39 @@ def _show_bytes(found: Summary) -> str:
     return f"{found.mean / 2**30:,.2f} GiB"
 
 
+_DECISIONS: dict[str, tuple[str, Callable[[Summary], str]]] = {
+    r"coverage_at_(.+)": ("at {} % error" + _UP, _show_score),
+    r"answered_([^_]+)": ("answered {} %" + _UP, _show_score),
+    r"answered_(.+)_error": ("error {} %" + _DOWN, _show_score),
+    r"answered_(.+)_kept": ("kept {} %", _show_kept),
+    r"set_(.+)_size": ("size {}" + _DOWN, _show_score),
+    r"set_(.+)_missed": ("missed {}" + _DOWN, _show_score),
+}
+
+
 def legend(comparison: Comparison) -> list[str]:
     """What the tables mean, a sentence or two a line."""
     counts = sorted({len(runs) for runs in comparison.methods.values()})
     runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     lines = [
         f"Mean ± half of the 95 % t interval over seeds ({runs} a method); below it the difference from "
-        f"{comparison.reference}, paired by seed, bold where its interval leaves out zero.",
+        f"{comparison.reference}, paired by seed, bold where its interval leaves out zero. "
+        "Arrows: the better direction.",
         "The floor of an ECE is what a perfectly calibrated predictor with these confidences would show. AUROC: this "
         f"set against {comparison.datasets[0]}.",
     ]
+    lines.append(
+        "At r % error: the largest fraction of the questions, the most confident ones, of which at most r % are wrong, "
+        "found with hindsight."
+    )
+    if any(metric.startswith("answered_") for run in comparison.runs for _, metric in run.numbers):
+        lines.append(
+            "Answered r %: the fraction answered at the threshold that each run promises r % errors at; error: of "
+            "these answers; kept: in how many runs that was at most r %. Each promise holds for one method and one "
+            f"risk; to pick the best of {len(comparison.methods)} afterwards multiplies delta by as much. It is about "
+            f"the population of {comparison.datasets[0]} and void on other sets. Size: options in a prediction set; "
+            "missed: sets without the right option."
+        )
     if any(metric == "expected_nll" for run in comparison.runs for _, metric in run.numbers):
         lines.append(
             "(*) Expected under the true probabilities, which takes label noise out. Rank corr.: Spearman's, of the "
