@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayeslora.decisions import prediction_sets
 from bayeslora.decisions.prediction_sets import SetRule
-from bayeslora.decisions.selective_risk import SCORES, Promise, certify, percent
+from bayeslora.decisions.selective_risk import SCORES, Promise, Scored, certify, percent
 from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.metrics import scores
 from bayeslora.metrics.answers import UNKNOWN, Answers
@@ -172,11 +172,12 @@ def fit_rule(
     for part in (selection, calibration):
         if not len(part) or bool((part.label == UNKNOWN).any()):
             raise UsageError("a decision rule is fitted on labelled questions; give it at least one, with its label")
-    before, now = decision_scores(selection), decision_scores(calibration)
-    wrong = ~scores.correct(calibration.probs, calibration.label)
+    before, now = (
+        Scored(decision_scores(part), ~scores.correct(part.probs, part.label)) for part in (selection, calibration)
+    )
     wanted = sorted({*risks, risk})
     return DecisionRule(
-        promises=tuple(certify(before, now, wrong, each, delta) for each in wanted),
+        promises=tuple(certify(before, now, each, delta) for each in wanted),
         sets=_set_rules(selection, calibration, alpha),
         risk=risk,
         set_method=set_method,

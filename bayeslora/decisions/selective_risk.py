@@ -20,7 +20,6 @@ from bayeslora.metrics.intervals import clopper_pearson
 
 SCORES = {"one_minus_confidence": "1 - confidence", "total": "entropy", "epistemic": "mutual information"}
 _STEPS = 40  # thresholds tested in a sequence
-_MARGIN = 1.5  # how many times the fewest questions that could pass the strictest threshold is to answer
 _SAME = 1e-9  # scores closer than that have no order
 
 
@@ -114,33 +113,57 @@ def upper_bound(answered: int, wrong: int, delta: float) -> float:
     return clopper_pearson(wrong, answered, 1 - 2 * delta)[1] if answered else 1.0
 
 
-def limits(selection: Tensor, questions: int, least: int) -> Tensor:
+def limits(selection: Tensor, wrong: Tensor, questions: int, risk: float, delta: float) -> Tensor:
     r"""The thresholds to test, from strict to lax, fixed before any calibration question is looked at.
 
     They stand halfway between neighbouring scores of the selection part, at most 40 of them, the last one infinite (it
-    answers every question). The sequence ends at its first failure, so it must not begin where nothing can pass: the
-    strictest threshold is the first that is expected to answer 1.5 times as many calibration questions as are needed
-    at the least (or half way from those to all, where that is fewer).
+    answers every question). The sequence ends at its first failure, so it must not begin where little can pass: where
+    few questions are answered none may be wrong. It begins at the threshold that is most likely to pass,
+
+    .. math:: P(\mathrm{Bin}(n_\lambda, \hat r_\lambda) \le k(n_\lambda)), \quad \hat r_\lambda = \frac{w + 1/2}{m + 1}
+
+    with :math:`n_\lambda` the number of calibration questions it is expected to answer, k the most errors among them
+    that pass the test, and w of the m selection questions below it answered wrongly.
 
     Args:
         selection: Scores of the selection part ``[M]``.
+        wrong: Which of them would be answered wrongly, bool ``[M]``.
         questions: Number of calibration questions.
-        least: Fewest answers that could pass the test.
+        risk: Largest error rate.
+        delta: Level of each test.
 
     Returns:
-        Increasing limits, float64 ``[G]``; empty where ``least`` is more than there are ``questions``.
+        Increasing limits, float64 ``[G]``; empty where there are too few questions for any of them.
     """
-    if least > questions:
-        return selection.new_empty(0, dtype=torch.float64)
-    ordered = selection.double().sort().values
+    order = selection.double().argsort()
+    ordered, errors = selection.double()[order], wrong[order].double().cumsum(0)
     rising = torch.cat([ordered[1:] - ordered[:-1] > _SAME, torch.ones(1, dtype=torch.bool)])
-    share = (rising.nonzero().squeeze(1) + 1).double() / len(ordered)
     middles = torch.cat([(ordered[1:] + ordered[:-1]) / 2, ordered.new_tensor([math.inf])])[rising]
-    wanted = min(_MARGIN * least, (least + questions) / 2) / questions
-    start = int((share < wanted - 1e-12).sum())
-    middles = middles[start:]
+    below = (rising.nonzero().squeeze(1) + 1).double()
+    rate = (errors[rising] + 0.5) / (below + 1)
+    answered = (below / len(ordered) * questions).round()
+    allowed = [most_errors(int(n), risk, delta) for n in answered]
+    power = [
+        bdtr(k, n, r) if k >= 0 else 0.0 for k, n, r in zip(allowed, answered.tolist(), rate.tolist(), strict=True)
+    ]
+    if max(power) == 0:
+        return middles[:0]
+    middles = middles[int(torch.tensor(power).argmax()) :]
     chosen = torch.linspace(0, len(middles) - 1, min(_STEPS, len(middles))).round().long()
     return middles[chosen]
+
+
+def most_errors(answered: int, risk: float, delta: float) -> int:
+    """The most wrong answers among so many with which a risk is still proven; -1 where so few answers prove nothing.
+
+    >>> most_errors(200, 0.05, 0.1), most_errors(44, 0.05, 0.1)
+    (5, -1)
+    """
+    low, high = -1, answered
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if p_value(answered, middle, risk) <= delta else (low, middle)
+    return low
 
 
 def fixed_sequence(tests: Sequence[tuple[int, int]], risk: float, delta: float) -> int | None:
@@ -165,29 +188,38 @@ def fixed_sequence(tests: Sequence[tuple[int, int]], risk: float, delta: float) 
     return passed
 
 
-def certify(
-    selection: Mapping[str, Tensor], scores: Mapping[str, Tensor], wrong: Tensor, risk: float, delta: float
-) -> Promise:
+@dataclass(frozen=True)
+class Scored:
+    """Labelled questions, as thresholds see them.
+
+    Attributes:
+        scores: Uncertainties by name, ``[N]`` each.
+        wrong: Which questions would be answered wrongly, bool ``[N]``.
+    """
+
+    scores: Mapping[str, Tensor]
+    wrong: Tensor
+
+
+def certify(selection: Scored, calibration: Scored, risk: float, delta: float) -> Promise:
     """Thresholds of every score for one risk, each tested at ``delta`` over the number of scores.
 
     Scores that tell nothing new are left out, by what they are on the selection part: those that are all the same (the
     mutual information of a single network) and those in the order of an earlier one (entropy, with two options).
 
     Args:
-        selection: Scores of the selection part by name, ``[M]`` each.
-        scores: Scores of the calibration part by name, ``[N]`` each.
-        wrong: Which calibration questions would be answered wrongly, bool ``[N]``.
+        selection: Questions that say which thresholds are tested.
+        calibration: Questions on which they are.
         risk: Largest error rate among answers.
         delta: Probability with which it may be exceeded.
     """
-    names = informative(selection)
-    share, questions = delta / len(names), len(wrong)
-    least = fewest(risk, share)
+    names = informative(selection.scores)
+    share, questions = delta / len(names), len(calibration.wrong)
     found, starts = [], []
     for name in names:
-        grid = limits(selection[name], questions, least)
-        answered = scores[name][None] <= grid[:, None]
-        tests = list(zip(answered.sum(1).tolist(), (answered & wrong).sum(1).tolist(), strict=True))
+        grid = limits(selection.scores[name], selection.wrong, questions, risk, share)
+        answered = calibration.scores[name][None] <= grid[:, None]
+        tests = list(zip(answered.sum(1).tolist(), (answered & calibration.wrong).sum(1).tolist(), strict=True))
         place = fixed_sequence(tests, risk, share)
         if place is not None:
             n, k = tests[place]

@@ -10,6 +10,7 @@ from scipy.stats import binom
 from bayeslora.decisions import selective_risk
 from bayeslora.decisions.selective_risk import (
     Promise,
+    Scored,
     certify,
     fewest,
     fixed_sequence,
@@ -82,15 +83,21 @@ def test_the_sequence_ends_at_its_first_failure() -> None:
 
 def test_limits_stand_between_scores_and_begin_where_something_can_pass() -> None:
     selection = torch.arange(100.0, dtype=torch.float64).flip(0)
-    found = limits(selection, questions=200, least=45)
-    assert found[0] == 33.5  # 34 of 100, so 68 of 200: the first above 1.5 * 45
+    wrong = selection > 79.5  # the 20 most uncertain
+    found = limits(selection, wrong, 200, 0.05, 0.1)
+    powers = {}
+    for count in range(1, 101):
+        k = max((k for k in range(2 * count) if binom.cdf(k, 2 * count, 0.05) <= 0.1), default=-1)
+        powers[count - 0.5] = binom.cdf(k, 2 * count, (max(0, count - 80) + 0.5) / (count + 1)) if k >= 0 else 0
+    assert found[0] == max(powers, key=powers.get)
+    assert 70 < found[0] < 80
     assert math.isinf(found[-1])
-    assert len(found) == 40
+    assert len(found) <= 40
     assert (found.diff() > 0).all()
     assert not (selection[:, None] == found).any()
-    assert len(limits(selection, questions=44, least=45)) == 0
-    assert limits(selection, questions=60, least=45)[0] == 87.5  # half way from 45 to 60
-    tied = limits(torch.tensor([1.0, 1.0, 1.0, 2.0]), questions=1000, least=45)
+    assert len(limits(selection, wrong, 44, 0.05, 0.1)) == 0
+    assert limits(selection, wrong, 45, 0.05, 0.1).tolist() == [98.5, math.inf]  # .99 * 45 is 45
+    tied = limits(torch.tensor([1.0, 1.0, 1.0, 2.0]), torch.tensor([False, False, False, True]), 1000, 0.2, 0.1)
     assert tied.tolist() == [1.5, math.inf]
 
 
@@ -104,7 +111,10 @@ def test_scores_that_tell_nothing_new_are_left_out() -> None:
 
 
 def one_score(errors: torch.Tensor, order: torch.Tensor, risk: float = 0.05, delta: float = 0.1) -> Promise:
-    return certify({"total": torch.linspace(0, 1, 500).double()}, {"total": order.double()}, errors, risk, delta)
+    before = torch.linspace(0, 1, 500).double()
+    return certify(
+        Scored({"total": before}, before < 0), Scored({"total": order.double()}, errors), risk=risk, delta=delta
+    )
 
 
 def test_a_good_method_answers_all_and_a_bad_one_nothing() -> None:
@@ -131,11 +141,12 @@ def test_three_scores_share_delta() -> None:
     generator = torch.Generator().manual_seed(0)
     names = ("one_minus_confidence", "total", "epistemic")
     before, now = ({name: torch.rand(n, generator=generator).double() for name in names} for n in (100, 66))
-    promise = certify(before, now, torch.zeros(66, dtype=torch.bool), 0.05, 0.1)
+    none = torch.zeros(200, dtype=torch.bool)
+    promise = certify(Scored(before, none[:100]), Scored(now, none[:66]), 0.05, 0.1)
     assert "needs at least 67" in promise.reason
     assert "divided among 3 scores" in promise.reason
     now = {name: torch.rand(200, generator=generator).double() for name in names}
-    promise = certify(before, now, torch.zeros(200, dtype=torch.bool), 0.05, 0.1)
+    promise = certify(Scored(before, none[:100]), Scored(now, none), 0.05, 0.1)
     assert {threshold.score for threshold in promise.thresholds} == set(names)
     assert {threshold.delta for threshold in promise.thresholds} == {0.1 / 3}
 
@@ -144,13 +155,14 @@ def test_three_scores_share_delta() -> None:
 def test_the_promise_is_kept_where_every_threshold_is_just_above_the_risk(delta: float, most: int) -> None:
     """The sharpest null: any threshold that is certified breaks the promise; at most 30 (18) of 200 sets may do so."""
     generator = torch.Generator().manual_seed(1)
-    selection = {name: torch.rand(200, generator=generator).double() for name in ("total", "epistemic")}
+    scores = {name: torch.rand(200, generator=generator).double() for name in ("total", "epistemic")}
+    selection = Scored(scores, torch.rand(200, generator=generator) < 0.102)
     broken = scans = 0
     for _ in range(200):
-        scores = {name: torch.rand(500, generator=generator).double() for name in selection}
+        scores = {name: torch.rand(500, generator=generator).double() for name in selection.scores}
         wrong = torch.rand(500, generator=generator) < 0.102
-        broken += certify(selection, scores, wrong, 0.1, delta).best is not None
-        grid = limits(selection["total"], 500, fewest(0.1, delta))
+        broken += certify(selection, Scored(scores, wrong), 0.1, delta).best is not None
+        grid = torch.linspace(0.2, 1, 40).double()
         answered = scores["total"][None] <= grid[:, None]
         tests = zip(answered.sum(1).tolist(), (answered & wrong).sum(1).tolist(), strict=True)
         scans += any(p_value(n, k, 0.1) <= delta for n, k in tests)
