@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bayeslora.lightning_modules.c_lora import CLoRAModule as CLoRAModule
     from bayeslora.lightning_modules.ensemble import LoRAEnsemble as LoRAEnsemble
     from bayeslora.lightning_modules.lora import LoRAModule as LoRAModule
+    from bayeslora.lightning_modules.optimisation import Optimisation as Optimisation
     from bayeslora.models.loading import Backbone as Backbone
     from bayeslora.models.loading import LoRA as LoRA
     from bayeslora.posteriors.state import load_posterior as load_posterior
@@ -44,6 +45,7 @@ _PUBLIC = {
     "LoRA": "bayeslora.models.loading",
     "LoRAEnsemble": "bayeslora.lightning_modules.ensemble",
     "LoRAModule": "bayeslora.lightning_modules.lora",
+    "Optimisation": "bayeslora.lightning_modules.optimisation",
     "Predictions": "bayeslora.callbacks.predictions",
     "Predictive": "bayeslora.types",
     "Report": "bayeslora.callbacks.report",

@@ -9,7 +9,7 @@ validation fifth of the same labels is the row ``NAME+temperature``. Every row a
 ordinary run folders: `bayeslora compare` reads them. What is there is not made again, so that a study that was cut
 short goes on, and rows and seeds can be added.
 
-Options after ``--`` go to every command, for trials: ``-- --model.learning_rate=1e-3``.
+Options after ``--`` go to every command, for trials: ``-- --model.optimisation.learning_rate=1e-3``.
 """
 
 from __future__ import annotations

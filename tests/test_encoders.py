@@ -54,7 +54,7 @@ def test_fit_and_test(kind: str, task: str, encoders: dict[str, str], tmp_path: 
         "--model.lora.target_modules=[query,value]",
         "--model.lora.dropout=0.1",
         "--model.samples=4",
-        "--model.learning_rate=0.01",
+        "--model.optimisation.learning_rate=0.01",
     ]
     model += ["--model.backbone.num_labels=3"] if task == "pairs" else []
     arguments = [*model, "--data=JSONLDataModule", f"--data.path={data}", f"--trainer.default_root_dir={tmp_path}"]
@@ -76,7 +76,7 @@ def test_laplace_on_sentence_pairs(kind: str, structure: str, encoders: dict[str
     """The paper's RoBERTa runs in small: LoRA on query and value, a head for sentence pairs, Laplace after training."""
     model = ["--model=LoRAModule", f"--model.backbone.pretrained={encoders[kind]}", "--model.backbone.readout=head"]
     model += ["--model.lora.target_modules=[query,value]", "--model.backbone.num_labels=3"]
-    model += ["--model.learning_rate=0.01"]
+    model += ["--model.optimisation.learning_rate=0.01"]
     data = ["--data=JSONLDataModule", f"--data.path={pairs(tmp_path / 'data')}"]
     laplace = ["--trainer.callbacks=bayeslora.callbacks.Laplace", f"--trainer.callbacks.structure={structure}"]
     arguments = [*model, *data, *laplace, f"--trainer.default_root_dir={tmp_path}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from bayeslora.lightning_modules.member_states import FAILED, STOPPED, TRAINING
 from bayeslora.posteriors.members.store import FOLDER, MemberStore
 from bayeslora.posteriors.point import Point
 
-_NOT_THE_MEMBERS = ("members", "members_per_pass", "chunk", "_class_path", "_instantiator")  # hyper-parameters
+_NOT_THE_MEMBERS = (
+    "members",
+    "members_per_pass",
+    "chunk",
+    "optimisation",
+    "_class_path",
+    "_instantiator",
+)  # hyper-parameters
 _TRAINER = (
     "max_epochs",
     "max_steps",
@@ -101,7 +109,8 @@ def _record(trainer: L.Trainer, pl_module: LoRAEnsemble, place: int) -> dict[str
 
 def identity(trainer: L.Trainer, pl_module: LoRAEnsemble) -> dict[str, Any]:
     """What a member is a function of besides its id, as plain values: model, data and training."""
-    model = {key: value for key, value in pl_module.hparams.items() if key not in _NOT_THE_MEMBERS}
+    hparams = {**pl_module.hparams, **asdict(pl_module.optimisation)}  # flat, as stores of before have it
+    model = {key: value for key, value in hparams.items() if key not in _NOT_THE_MEMBERS}
     datamodule = getattr(trainer, "datamodule", None)
     order: dict[str, Any] = datamodule.state_dict().get("order", {}) if datamodule is not None else {}
     data = {f"data.{key}": value for key, value in order.items() if key not in ("members", "processes")}

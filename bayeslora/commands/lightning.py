@@ -27,6 +27,7 @@ from bayeslora.callbacks.ensemble import Ensemble
 from bayeslora.callbacks.predictions import Predictions
 from bayeslora.callbacks.report import Report
 from bayeslora.callbacks.run_folder import AtomicCheckpointIO, RunFolder, refuse_second_fit
+from bayeslora.commands.old_names import current_names
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.bare_base import BareBase
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
@@ -45,7 +46,7 @@ for _name in bayeslora.datamodules.__all__:
 def run(args: list[str], command_line: type[CommandLine] | None = None) -> int:
     """Run ``fit``, ``test``, ``validate`` or ``predict`` with the given arguments; returns the exit status."""
     _quiet()
-    with _checkpoint_config(args) as extended, _one_line_errors():
+    with _checkpoint_config(args) as extended, current_names(extended) as current, _one_line_errors():
         (command_line or CommandLine)(
             model_class=MultipleChoiceModule,
             datamodule_class=LightningDataModule,
@@ -61,7 +62,7 @@ def run(args: list[str], command_line: type[CommandLine] | None = None) -> int:
                 "use_distributed_sampler": False,
             },
             parser_kwargs={"exit_on_error": False},
-            args=extended,
+            args=current,
         )
     return 0
 

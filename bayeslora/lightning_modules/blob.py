@@ -50,9 +50,6 @@ class BLoBModule(MultipleChoiceModule):
     Args:
         backbone: The frozen base model.
         lora: The low-rank update.
-        learning_rate: Peak learning rate of AdamW.
-        weight_decay: Decoupled weight decay of AdamW on the means.
-        warmup: Fraction of all steps over which the learning rates rise from zero.
         prior_std: Standard deviation of the prior on every entry that has a posterior.
         init_std: Largest initial standard deviation; the smallest is half of it.
         factors: ``A``, or ``AB``.
@@ -60,21 +57,18 @@ class BLoBModule(MultipleChoiceModule):
         kl_weight: Factor on the KL; below 1 the posterior is tempered.
         optimisers: ``one``: AdamW minimises the whole loss. ``two``, as published: AdamW steps M and B down the
             likelihood, then SGD steps M down the KL and G down both. They count as one step.
-        std_learning_rate: Peak learning rate of G, with ``two`` that of SGD; None is ``learning_rate``, or 0.01.
+        std_learning_rate: Peak learning rate of G, with ``two`` that of SGD; None is that of the
+            means, or 0.01.
         samples: Number S of samples to predict with; 0 predicts with the mean.
         predict: ``weights``, ``flipout`` or ``linearised``.
-        support: What the loss normalises over; None takes what the data's protocol asks for.
-        chunk: How many samples to predict in one pass; None fits them to memory.
-        seed: Seeds initial values and all noise.
+        common: ``optimisation``, ``support``, ``chunk`` and ``seed``, as for :class:`MultipleChoiceModule`.
     """
 
     def __init__(
         self,
         backbone: Backbone | None = None,
         lora: LoRA | None = None,
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.0,
-        warmup: float = 0.06,
+        *,
         prior_std: float = 0.2,
         init_std: float = 0.0025,
         factors: str = "A",
@@ -84,16 +78,14 @@ class BLoBModule(MultipleChoiceModule):
         std_learning_rate: float | None = None,
         samples: int = 10,
         predict: str = "weights",
-        support: str | None = None,
-        chunk: int | None = None,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__(backbone, lora, learning_rate, weight_decay, warmup, support, chunk, seed)
+        super().__init__(backbone, lora, **common)
         require_choice("factors", factors, FACTORS)
         require_choice("kl_schedule", kl_schedule, (*KINDS, RELEASE))
         require_choice("optimisers", optimisers, OPTIMISERS)
         require_choice("predict", predict, PREDICTIONS)
-        usual = 0.01 if optimisers == "two" else learning_rate
+        usual = 0.01 if optimisers == "two" else self.optimisation.learning_rate
         self.std_learning_rate = usual if std_learning_rate is None else std_learning_rate
         require("prior_std", prior_std, prior_std > 0, "above 0")
         require("init_std", init_std, init_std > 0, "above 0")
@@ -221,7 +213,7 @@ class BLoBModule(MultipleChoiceModule):
         if self.optimisers == "one":
             return super().configure_optimizers()
         means, _ = self.parameter_groups()
-        adam = torch.optim.AdamW([means], lr=self.learning_rate, weight_decay=self.weight_decay, eps=1e-6)
+        adam = self.adamw([means], eps=1e-6)
         sgd = torch.optim.SGD(self.trainable().values(), lr=self.std_learning_rate)
         return [self.scheduled(adam), self.scheduled(sgd)]
 

@@ -43,10 +43,7 @@ class CLoRAModule(MultipleChoiceModule):
     Args:
         backbone: The frozen base model; ``adapter`` may be the ``posterior/`` folder of a C-LoRA run.
         lora: The trained low-rank update.
-        learning_rate: Peak learning rate of AdamW.
         contextual_learning_rate: That of the contextual modules; None for the same, with ``two`` optimisers 0.01.
-        weight_decay: Decoupled weight decay of AdamW.
-        warmup: Fraction of all steps over which the learning rate rises from zero.
         context: What E depends on: ``token`` (every token draws an E of its own), ``sequence`` (the mean over the row's
             tokens), ``last`` (its last token), ``free`` (nothing).
         width: Hidden width of a contextual module.
@@ -60,9 +57,7 @@ class CLoRAModule(MultipleChoiceModule):
             both in one step.
         samples: Number of draws of E at test time; 0 predicts with its mean.
         coherent: A draw at test time is one function: the same noise for all questions and tokens.
-        support: What the loss normalises over; None takes what the data's protocol asks for.
-        chunk: How many samples to predict in one pass; None fits them to memory.
-        seed: Seeds initial weights and noise.
+        common: ``optimisation``, ``support``, ``chunk`` and ``seed``, as for :class:`MultipleChoiceModule`.
     """
 
     own_entries = (".lora_E.",)
@@ -71,10 +66,8 @@ class CLoRAModule(MultipleChoiceModule):
         self,
         backbone: Backbone | None = None,
         lora: LoRA | None = None,
-        learning_rate: float = 1e-4,
+        *,
         contextual_learning_rate: float | None = None,
-        weight_decay: float = 0.0,
-        warmup: float = 0.06,
         context: str = "token",
         width: int = 64,
         init: str = "lora",
@@ -86,11 +79,9 @@ class CLoRAModule(MultipleChoiceModule):
         optimisers: str = "one",
         samples: int = 10,
         coherent: bool = False,
-        support: str | None = None,
-        chunk: int | None = None,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__(backbone, lora, learning_rate, weight_decay, warmup, support, chunk, seed)
+        super().__init__(backbone, lora, **common)
         require_choice("context", context, CONTEXTS)
         require_choice("init", init, INITS)
         require_choice("kl_schedule", kl_schedule, (*KINDS, RELEASE))
@@ -101,7 +92,7 @@ class CLoRAModule(MultipleChoiceModule):
         require("kl_weight", kl_weight, kl_weight >= 0, "0 or more")
         require("nll_scale", nll_scale, nll_scale > 0, "above 0")
         require("samples", samples, samples >= 0, "0 (the mean of E) or more")
-        usual = 0.01 if optimisers == "two" else learning_rate
+        usual = 0.01 if optimisers == "two" else self.optimisation.learning_rate
         rate = usual if contextual_learning_rate is None else contextual_learning_rate
         require("contextual_learning_rate", rate, rate > 0, "above 0")
         self.contextual_learning_rate, self.context, self.width = rate, context, width
@@ -214,5 +205,5 @@ class CLoRAModule(MultipleChoiceModule):
         if self.optimisers == "one":
             return super().configure_optimizers()
         plain, contextual = self.parameter_groups()
-        adam = torch.optim.AdamW([plain], lr=self.learning_rate, weight_decay=self.weight_decay, eps=1e-6)
+        adam = self.adamw([plain], eps=1e-6)
         return [self.scheduled(adam), self.scheduled(torch.optim.SGD([contextual]))]

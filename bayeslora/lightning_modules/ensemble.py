@@ -52,19 +52,13 @@ class LoRAEnsemble(MultipleChoiceModule):
         backbone: The frozen base model.
         lora: The trained low-rank update.
         members: How many members, or their ids: 5 is ``[0, 1, 2, 3, 4]``.
-        learning_rate: Peak learning rate of AdamW.
-        weight_decay: Decoupled weight decay of AdamW.
-        warmup: Fraction of all steps over which the learning rate rises from zero.
-        decay: Whether it then falls linearly to zero; otherwise it stays.
         l2_product: Weight :math:`\lambda` of the squared Frobenius norm of every update BA, without LoRA's scale.
         kl_to_base: Weight :math:`\beta` of the divergence from the base model's answers, averaged over a batch.
         patience: Number of validations without a better likelihood after which a member stops; None for never.
         share_init: Give all members the initial weights of member 0.
         share_data_order: Give all members the batches of member 0.
         members_per_pass: How many members to train in one pass, to save memory; None trains all.
-        support: What the loss normalises over; None takes what the data's protocol asks for.
-        chunk: How many members or samples to predict in one pass; None fits them to memory.
-        seed: Root seed of all members.
+        common: ``optimisation``, ``support``, ``chunk`` and ``seed``, as for :class:`MultipleChoiceModule`.
     """
 
     store: Path | str | None = None  # folder of finished members to predict with
@@ -74,21 +68,16 @@ class LoRAEnsemble(MultipleChoiceModule):
         backbone: Backbone | None = None,
         lora: LoRA | None = None,
         members: int | list[int] = 5,
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.0,
-        warmup: float = 0.06,
-        decay: bool = True,
+        *,
         l2_product: float = 0.0,
         kl_to_base: float = 0.0,
         patience: int | None = None,
         share_init: bool = False,
         share_data_order: bool = False,
         members_per_pass: int | None = None,
-        support: str | None = None,
-        chunk: int | None = None,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__(backbone, lora, learning_rate, weight_decay, warmup, support, chunk, seed)
+        super().__init__(backbone, lora, **common)
         ids = list(range(members)) if isinstance(members, int) else list(members)
         if not ids or len(set(ids)) != len(ids) or min(ids) < 0:
             raise UsageError(f"members is {members}; allowed: a number above 0, or distinct ids of 0 and above")
@@ -101,7 +90,6 @@ class LoRAEnsemble(MultipleChoiceModule):
         if kl_to_base and self.backbone.readout == "head":
             raise UsageError("kl_to_base is given with readout 'head', whose base has no answers; use 'label_token'")
         self.l2_product, self.kl_to_base, self.members_per_pass = l2_product, kl_to_base, members_per_pass
-        self.decay = decay
         self.share_init, self.share_data_order = share_init, share_data_order
         self.states = MemberStates(ids, patience)
         self.member_nll = nn.ModuleList(MeanMetric() for _ in ids)
@@ -212,16 +200,6 @@ class LoRAEnsemble(MultipleChoiceModule):
         return super().answers(batch, samples, vocabulary)
 
     # --- training ------------------------------------------------------------------------------------------------
-
-    def scheduled(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """An optimiser with the warm-up of this run, and its decay if it has one, as the trainer takes it."""
-        if self.decay:
-            return super().scheduled(optimizer)
-        rising = round(self.warmup * int(self.trainer.estimated_stepping_batches))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, step / rising) if rising else 1.0
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: AnswerBatch | list[AnswerBatch], batch_idx: int) -> Tensor:  # type: ignore[override]
         """The sum of the losses of the members that train."""

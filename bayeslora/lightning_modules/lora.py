@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,30 +31,21 @@ class LoRAModule(MultipleChoiceModule):
     Args:
         backbone: The frozen base model.
         lora: The trained low-rank update.
-        learning_rate: Peak learning rate of AdamW.
-        weight_decay: Decoupled weight decay of AdamW.
-        warmup: Fraction of all steps over which the learning rate rises from zero.
         prior_std: Standard deviation sigma of the Gaussian prior in the loss; None for maximum likelihood.
         samples: Number of dropout draws at test time; 0 predicts with the weights alone.
-        support: What the loss normalises over; None takes what the data's protocol asks for.
-        chunk: How many samples to predict in one pass; None fits them to memory.
-        seed: Seeds initial weights and training noise.
+        common: ``optimisation``, ``support``, ``chunk`` and ``seed``, as for :class:`MultipleChoiceModule`.
     """
 
     def __init__(
         self,
         backbone: Backbone | None = None,
         lora: LoRA | None = None,
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.0,
-        warmup: float = 0.06,
+        *,
         prior_std: float | None = None,
         samples: int = 0,
-        support: str | None = None,
-        chunk: int | None = None,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__(backbone, lora, learning_rate, weight_decay, warmup, support, chunk, seed)
+        super().__init__(backbone, lora, **common)
         if prior_std is not None and prior_std <= 0:
             raise UsageError(f"prior_std is {prior_std}; allowed: above 0, or none for maximum likelihood")
         if samples < 0 or (samples > 0 and self.lora.dropout == 0):
@@ -64,7 +57,7 @@ class LoRAModule(MultipleChoiceModule):
     @property
     def method(self) -> str:
         """What a table calls this method."""
-        name = "mle" if self.prior_std is None and self.weight_decay == 0 else "map"
+        name = "mle" if self.prior_std is None and self.optimisation.weight_decay == 0 else "map"
         return name if self.samples == 0 else f"mc_dropout_{self.samples}"
 
     def loss(self, batch: AnswerBatch) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from bayeslora.errors import RunError, UsageError, require
+from bayeslora.lightning_modules.optimisation import Optimisation
 from bayeslora.lightning_modules.prediction_path import PredictionPath
 from bayeslora.models.answer_model import AnswerModel, Vocabulary
 from bayeslora.models.loading import Backbone, LoRA, config_of, load_answer_model
@@ -27,13 +28,12 @@ class MultipleChoiceModule(L.LightningModule):
     Args:
         backbone: The frozen base model.
         lora: The trained low-rank update.
-        learning_rate: Peak learning rate of AdamW.
-        weight_decay: Decoupled weight decay of AdamW: a step shrinks the weights by ``learning_rate * weight_decay``.
-        warmup: Fraction of all steps over which the rate rises from zero; it then falls linearly to zero.
+        optimisation: How it is optimised: learning rate, weight decay, warm-up.
         support: What the loss normalises over: the ``options``' labels, or the ``full_vocab``. None takes what the
             data's protocol asks for.
         chunk: How many samples to predict in one pass; None fits them to memory.
-        seed: Seeds initial weights and training noise.
+        seed: Seeds initial weights and noise.
+        flat: Fields of ``optimisation`` by their own names, as before there was one; deprecated.
     """
 
     own_entries: tuple[str, ...] = ()  # parts of names in an adapter's file that are this method's, not plain LoRA's
@@ -42,21 +42,22 @@ class MultipleChoiceModule(L.LightningModule):
         self,
         backbone: Backbone | None = None,
         lora: LoRA | None = None,
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.0,
-        warmup: float = 0.06,
+        *,
+        optimisation: Optimisation | None = None,
         support: str | None = None,
         chunk: int | None = None,
         seed: int = 0,
+        **flat: Any,
     ) -> None:
         super().__init__()
         self.backbone, self.lora = config_of(Backbone, backbone), config_of(LoRA, lora)
-        require("warmup", warmup, 0 <= warmup <= 1, "a fraction of all steps, 0 to 1")
-        require("learning_rate", learning_rate, learning_rate > 0, "above 0")
         require("support", support, support in (None, *SUPPORTS), ", ".join(SUPPORTS))
-        self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
+        self.optimisation = Optimisation.of(optimisation, flat)
         self.support, self.chunk, self.seed = support, chunk, seed
         self.save_hyperparameters()
+        self.hparams["optimisation"] = self.optimisation
+        for name in flat:
+            del self.hparams[name]
         for name, value in self.hparams.items():  # checkpoints load with weights_only: plain types alone
             if is_dataclass(value) and not isinstance(value, type):
                 self.hparams[name] = asdict(value)
@@ -68,6 +69,15 @@ class MultipleChoiceModule(L.LightningModule):
         self._learned = False  # parameters that were trained or read, not just initial
         self._gradients: dict[str, Tensor] = {}
         self._bank: Samples | None = None  # of the evaluation that runs
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate, where Lightning's learning rate finder looks for it."""
+        return self.optimisation.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.optimisation.learning_rate = value
 
     # --- the model -----------------------------------------------------------------------------------------------
 
@@ -245,8 +255,12 @@ class MultipleChoiceModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and linear decay to zero, stepped every optimiser step."""
-        groups = self.parameter_groups()
-        return self.scheduled(torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay))
+        return self.scheduled(self.adamw(self.parameter_groups()))
+
+    def adamw(self, groups: list[dict[str, Any]], eps: float = 1e-8) -> torch.optim.AdamW:
+        """AdamW at this run's rate and decay, where a group has none of its own."""
+        own = self.optimisation
+        return torch.optim.AdamW(groups, lr=own.learning_rate, weight_decay=own.weight_decay, eps=eps)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser trains, as its parameter groups."""
@@ -254,8 +268,7 @@ class MultipleChoiceModule(L.LightningModule):
 
     def scheduled(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """An optimiser with the warm-up and decay of this run, as the trainer takes it."""
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_decay(step, self.warmup, total))
+        scheduler = self.optimisation.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
@@ -320,14 +333,6 @@ class MultipleChoiceModule(L.LightningModule):
                 parameter.copy_(state_dict[name])
         self._learned = True
         return torch.nn.modules.module._IncompatibleKeys([], [])
-
-
-def warmup_decay(step: int, warmup: float, total: int) -> float:
-    """Factor on the peak learning rate at ``step`` of ``total``: up for ``warmup * total`` steps, then down to zero."""
-    rising = max(1, round(warmup * total)) if warmup > 0 else 0
-    if step < rising:
-        return step / rising
-    return max(0.0, (total - step) / max(1, total - rising))
 
 
 def _check_parameters(found: Any, wanted: dict[str, torch.nn.Parameter]) -> None:

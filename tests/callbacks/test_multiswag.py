@@ -102,7 +102,7 @@ def test_members_and_samples_are_kept_apart_from_the_command_line(data: Path, tm
     options = ["--data=JSONLDataModule", f"--data.path={data}", "--data.labels=40"]
     trainer = ["--trainer.accelerator=cpu", "--trainer.max_epochs=4", f"--trainer.default_root_dir={tmp_path}"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.logger=false", "--model.members=2"]
-    quiet += ["--model.backbone.pretrained=embedded", "--model.learning_rate=0.005"]
+    quiet += ["--model.backbone.pretrained=embedded", "--model.optimisation.learning_rate=0.005"]
     for stage in ("fit", "test"):
         assert main([stage, *overlays, *options, *trainer, *quiet]) == 0
     posterior = load_posterior(tmp_path / "posterior")

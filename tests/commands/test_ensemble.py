@@ -33,7 +33,7 @@ def arguments(command: str, root: Path, data: Path, *options: str) -> list[str]:
         str(METHOD),
         "--model.backbone.pretrained=embedded",
         "--model.lora.r=2",
-        "--model.learning_rate=1e-3",
+        "--model.optimisation.learning_rate=1e-3",
     ]
     given = ["--data=JSONLDataModule", f"--data.path={data}", "--data.labels=40"]
     return [command, *model, *given, f"--trainer.default_root_dir={root}", *FAST, *options]

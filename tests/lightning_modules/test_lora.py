@@ -8,7 +8,7 @@ import torch
 
 from bayeslora import Backbone, LoRA, LoRAModule, UsageError
 from bayeslora.datamodules import JSONLDataModule
-from bayeslora.lightning_modules.multiple_choice import warmup_decay
+from bayeslora.lightning_modules.optimisation import warmup_decay
 from tests.test_resume import questions
 
 
