@@ -65,10 +65,9 @@ def _move(section: Any) -> list[str]:
     """Put the model's old names in a section into their new place; the names that were found."""
     model = section.get("model") if isinstance(section, dict) else None
     options = model.get("init_args") if isinstance(model, dict) else None
-    names = [name for name in MOVED if name in options] if isinstance(options, dict) else []
-    if names:
-        home = options.get(HOME) or {}
-        inner = home.get("init_args", home)  # as jsonargparse may have saved it
-        inner |= {name: options.pop(name) for name in names}
-        options[HOME] = home
+    if not isinstance(options, dict) or not (names := [name for name in MOVED if name in options]):
+        return []
+    home = options.get(HOME) or {}
+    home.get("init_args", home).update({name: options.pop(name) for name in names})  # as jsonargparse may have saved it
+    options[HOME] = home
     return names
