@@ -67,7 +67,7 @@ def _move(section: Any) -> list[str]:
     options = model.get("init_args") if isinstance(model, dict) else None
     if not isinstance(options, dict) or not (names := [name for name in MOVED if name in options]):
         return []
-    home = options.get(HOME) or {}
+    home: dict[str, Any] = options.get(HOME) or {}
     home.get("init_args", home).update({name: options.pop(name) for name in names})  # as jsonargparse may have saved it
     options[HOME] = home
     return names
