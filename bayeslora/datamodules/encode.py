@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bayeslora.datamodules.question import Question
-from bayeslora.datamodules.tokenizer import LabelTokens, leading_specials, token_ids
+from bayeslora.datamodules.tokenizer import LabelTokens, as_written, leading_specials, token_ids
 from bayeslora.datamodules.writer import PromptWriter
 from bayeslora.errors import UsageError
 
@@ -50,7 +50,7 @@ class LabelTokenEncoder:
     def __init__(self, writer: PromptWriter, tokenizer: Any, max_length: int) -> None:
         self.writer, self.tokenizer, self.max_length = writer, tokenizer, max_length
         self.protocol = writer.protocol
-        self.labels = LabelTokens(tokenizer, self.protocol.labels_from, writer.separator)
+        self.labels = LabelTokens(tokenizer, self.protocol.labels_from, writer.separator, not writer.bare)
         self.prefix = leading_specials(tokenizer) if writer.bare else []
         self.suffix = [tokenizer.eos_token_id] if self.protocol.ends_with_eos(writer.task) else []
 
@@ -62,7 +62,8 @@ class LabelTokenEncoder:
         """
         texts = [self.writer.write(question).text for question in questions]
         labels = [self.protocol.labels(self.writer.task, question) for question in questions]
-        bodies = token_ids(self.tokenizer, texts)
+        _enough(questions, labels)
+        bodies = token_ids(self.tokenizer, texts, not self.writer.bare)
         answers = [self.labels.find(names, text) for names, text in zip(labels, texts, strict=True)]
         # Every prompt is checked with one of its labels, so that each label is checked behind very many prompts.
         self.labels.check(texts, bodies, [names[i % len(names)] for i, names in enumerate(labels)])
@@ -82,7 +83,7 @@ class LabelTokenEncoder:
         if self.protocol.cut == "right":
             return (self.prefix + body)[: self.max_length - len(self.suffix)] + self.suffix
         for shots in range(self.writer.shots - 1, -1, -1):
-            body = token_ids(self.tokenizer, [self.writer.write(question, shots).text])[0]
+            (body,) = token_ids(self.tokenizer, [self.writer.write(question, shots).text], not self.writer.bare)
             if len(self._whole(body)) <= self.max_length:
                 return self._whole(body)
         return self._whole(self._cut_front(question, len(self._whole(body)) - self.max_length))
@@ -90,7 +91,7 @@ class LabelTokenEncoder:
     def _cut_front(self, question: Question, excess: int) -> list[int]:
         """The prompt's tokens without the first ``excess`` of its passage, then of its question."""
         prompt = self.writer.write(question, 0)
-        tokens = self.tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        tokens = self.tokenizer(prompt.text, return_offsets_mapping=True, **as_written(not self.writer.bare))
         lost: set[int] = set()
         for start, end in prompt.spans:
             inside = [i for i, (a, b) in enumerate(tokens["offset_mapping"]) if start <= a and b <= end]
@@ -101,3 +102,13 @@ class LabelTokenEncoder:
                 f"(for options and template alone), max_length is {self.max_length}; raise max_length"
             )
         return [token for i, token in enumerate(tokens["input_ids"]) if i not in lost]
+
+
+def _enough(questions: Sequence[Question], labels: Sequence[Sequence[str]]) -> None:
+    """Check that every option has a label."""
+    for question, names in zip(questions, labels, strict=True):
+        if len(names) < len(question.options):
+            raise UsageError(
+                f"question {question.id!r} has {len(question.options)} options, the protocol labels for {len(names)}; "
+                "use protocol 'default' (up to 26), or one of your own with more labels"
+            )

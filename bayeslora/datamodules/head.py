@@ -36,7 +36,7 @@ class HeadEncoder:
             return []
         single = all(second is None for _, second in flat)
         inputs = [first for first, _ in flat] if single else flat
-        tokens = self.tokenizer(inputs, verbose=False)
+        tokens = self.tokenizer(inputs, verbose=False, split_special_tokens=True)  # what a question says is text
         encoded, start = [], 0
         for question, pairs in zip(questions, texts, strict=True):
             rows = range(start, start + len(pairs))

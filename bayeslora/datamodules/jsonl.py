@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
 
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question, from_choices, from_options
@@ -14,8 +16,11 @@ from bayeslora.datamodules.sampler import permutation
 from bayeslora.datamodules.source import Benchmark, Row, json_lines, read_jsonl
 from bayeslora.datamodules.splits import CALIBRATION
 from bayeslora.errors import UsageError
+from bayeslora.metrics.answers import UNKNOWN
 
 SPLITS = ("train", "validation", "test")
+MOST_CLASSES = 1000
+_UNLABELLED = (None, "", UNKNOWN)
 
 
 class JSONL(Benchmark):
@@ -23,27 +28,36 @@ class JSONL(Benchmark):
 
     A file ``calibration.jsonl`` beside them is the part on which decision rules are fitted.
 
-    A fifth of a single file, always the same one, is the test split; the rest is trained on.
+    A fifth of a single file, always the same one, is the test split; the rest is trained on. A folder that holds
+    ``test.jsonl`` alone, or a single file of another name, is a test set as a whole.
 
-    Each line is ``{"id", "question", "choices": {"text": [..], "label": [..]}, "answerKey"}`` as on the hub, or
-    ``{"id", "question", "options": [..], "label": int}``, or, to classify sentences or pairs of them,
-    ``{"id", "sentence1", "sentence2", "label": int}`` or ``{"id", "sentence", "label": int}``.
+    Each line is ``{"id", "question", "choices": {"text": [..], "label": [..]}, "answerKey"}`` as on the hub,
+    ``{"id", "question", "choices": [..], "answer": int or letter}`` as MMLU's, ``{"id", "question", "options": [..],
+    "label": int}``, or, to classify sentences or pairs of them, ``{"id", "sentence1", "sentence2", "label"}`` or
+    ``{"id", "sentence", "label"}``, the label being a class's name or number. ``context`` may stand beside a question.
+    Questions of a test set may lack their label (missing, null, empty or -1): they can be predicted, not tested on.
 
     Args:
         path: The folder or file.
         whole: Take a single file as a test split and leave it whole.
+        classes: Names of the classes of sentences, in the order of their numbers. None takes the names that are the
+            labels, sorted, or else the numbers themselves.
     """
 
     task = "jsonl"
     sizes: Mapping[str, int] = {}
 
-    def __init__(self, path: str, whole: bool = False) -> None:
-        self.path, self.whole = Path(path), whole
-        self.name = (
-            f"jsonl:{self.path.stem}"  # not the whole path: results, and noise, do not depend on where files lie
-        )
+    def __init__(self, path: str, whole: bool = False, classes: Sequence[str] | None = None) -> None:
+        self.path, self.whole, self.given = Path(path), whole, None if classes is None else tuple(classes)
+        # Not the whole path: results do not depend on where files lie.
+        self.name = f"jsonl:{self.path.stem}"
         if not self.path.exists():
             raise UsageError(f"path {path} does not exist; give a JSONL file or a folder with {_names(SPLITS)}")
+        if self.given is not None and len({*self.given}) < max(2, len(self.given)):
+            raise UsageError(f"classes are {list(self.given)}; allowed: two names or more, each once")
+        inside = sorted(self.path.glob("*.jsonl")) if self.path.is_dir() else []
+        if len(inside) == 1 and inside[0].stem not in (*SPLITS, CALIBRATION):
+            self.path, self.whole = inside[0], True
 
     @property
     def labelled(self) -> tuple[str, ...]:
@@ -64,19 +78,27 @@ class JSONL(Benchmark):
 
     def parse(self, row: Row, fallback_id: str) -> Question:
         """A question from a row of any of the schemas."""
-        if self._classes and _is_sentences(row):
+        if self._classes and ("sentence1" in row or "sentence" in row):
             second = row["sentence2"] if "sentence1" in row else row["sentence"]
-            label = row["label"]
-            if type(label) is not int or label not in range(len(self._classes)):
-                raise ValueError(f"label {label!r} is not a class; allowed: 0 to {len(self._classes) - 1}")
-            return Question(str(row.get("id", fallback_id)), second, self._classes, label, row.get("sentence1", ""))
+            id_ = fallback_id if row.get("id") is None else str(row["id"])
+            return Question(id_, second, self._classes, self._class(row.get("label")), row.get("sentence1", ""))
         return from_choices(row, fallback_id) if "choices" in row else from_options(row, fallback_id)
+
+    def _class(self, label: Any) -> int:
+        """The number of a class from its number or name."""
+        if label in _UNLABELLED:
+            return UNKNOWN
+        if isinstance(label, str) and label in self._classes:
+            return self._classes.index(label)
+        if type(label) is int and 0 <= label < len(self._classes):
+            return label
+        raise ValueError(f"label {label!r} is not a class; allowed: 0 to {len(self._classes) - 1}, or a class's name")
 
     def load(self, split: str, data_dir: str | None) -> list[Question]:
         """All questions of a split; ``data_dir`` is not looked at."""
         if self.path.is_dir():
-            return read_jsonl(self.path / f"{split}.jsonl", self.parse, split)
-        questions = read_jsonl(self.path, self.parse, self.path.stem)
+            return read_jsonl(self.path / f"{split}.jsonl", self.parse, split, labelled=split != "test")
+        questions = read_jsonl(self.path, self.parse, self.path.stem, labelled=not self.whole)
         if self.whole:
             return questions
         test = set(permutation(len(questions), "test")[: -(-len(questions) // 5)])
@@ -91,8 +113,25 @@ class JSONL(Benchmark):
         files = [self.path] if self.path.is_file() else [self.path / f"{split}.jsonl" for split in self.labelled]
         if not all(_is_sentences(row) for _, row in _first(json_lines(files[0]))):
             return ()
-        labels = [row.get("label") for file in files for _, row in json_lines(file)]
-        return tuple(str(i) for i in range(max((x for x in labels if type(x) is int), default=0) + 1))
+        if self.given is not None:
+            return self.given
+        numbers, names = 0, set()
+        for where, row in (line for file in files for line in json_lines(file)):
+            label = row.get("label")
+            if type(label) is int and label >= MOST_CLASSES:
+                raise UsageError(f"{where}: label {label} is not a class; allowed: 0 to {MOST_CLASSES - 1}, from 0 on")
+            if type(label) is int:
+                numbers = max(numbers, label + 1)
+            elif isinstance(label, str) and label:
+                names.add(label)
+            if names and (numbers or len(names) > MOST_CLASSES):
+                raise UsageError(
+                    f"{where}: label {label!r} is not a class; allowed: numbers alone or names alone (or numbers, and "
+                    f"classes to name them), at most {MOST_CLASSES} classes"
+                )
+        if not names and not numbers:
+            raise UsageError(f"{self.path}: no sentence has a label, so that the classes are not known; give classes")
+        return tuple(sorted(names)) or tuple(str(i) for i in range(numbers))
 
 
 register_family("jsonl", lambda path: JSONL(path, whole=True), "path")
@@ -104,15 +143,27 @@ class JSONLDataModule(MultipleChoiceDataModule):
     Args:
         path: A folder with ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``, or a single file, which is then
             split.
+        whole: Take a single file as a test set and leave it whole, to test or predict without training on it.
+        classes: Names of the classes of sentences, in the order of their numbers.
         **kwargs: See :class:`MultipleChoiceDataModule`.
     """
 
-    def __init__(self, path: str, **kwargs: Any) -> None:
-        super().__init__(JSONL(path), **kwargs)
+    def __init__(self, path: str, whole: bool = False, classes: list[str] | None = None, **kwargs: Any) -> None:
+        self.file = JSONL(path, whole, classes)
+        super().__init__(self.file, **kwargs)
+
+    def setup(self, stage: str) -> None:
+        """See :meth:`MultipleChoiceDataModule.setup`; says so where a test takes a part of a file only."""
+        super().setup(stage)
+        if stage == "test" and not self.file.whole and self.file.path.is_file():
+            rank_zero_warn(
+                f"testing on {len(self.questions(self.file.name))} questions of {self.file.path}, the fifth that is "
+                "never trained on; whole=True (--data.init_args.whole true) takes them all"
+            )
 
 
 def _is_sentences(row: Row) -> bool:
-    return "sentence1" in row or ("sentence" in row and "label" in row)
+    return "sentence1" in row or "sentence" in row
 
 
 def _first(rows: Any) -> list[Any]:

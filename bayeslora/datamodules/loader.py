@@ -41,24 +41,25 @@ class AnswerLoader:
         resume: tuple[int, int] | None = None,
     ) -> None:
         self.dataset, self.resume, self.num_workers = rows, resume, num_workers
-        self.sampler = self.batch_sampler = sampler  # both names, since the trainer looks for both
+        # The trainer would replace a `sampler` under `overfit_batches`; it finds this one as `batch_sampler.sampler`.
+        self.batch_sampler = sampler
         self.collate = partial(collate, dataset=dataset, padding_side=padding_side, pad_id=pad_id)
 
     def __len__(self) -> int:
         """Number of batches of a whole epoch, also where a pass starts inside it."""
-        return len(self.sampler)
+        return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[AnswerBatch]:
         """One pass; the epoch is the one set when the first batch is taken."""
         start = 0
         if self.resume is not None:
             (epoch, start), self.resume = self.resume, None
-            assert isinstance(self.sampler, TrainBatches)  # only training is resumed
-            self.sampler.resume(epoch)
-        epoch = self.sampler.epoch
+            assert isinstance(self.batch_sampler, TrainBatches)  # only training is resumed
+            self.batch_sampler.resume(epoch)
+        epoch = self.batch_sampler.epoch
         yield from DataLoader(
             self.dataset,
-            batch_sampler=[[(epoch, row) for row in batch] for batch in self.sampler][start:],  # type: ignore[arg-type]
+            batch_sampler=[[(epoch, row) for row in batch] for batch in self.batch_sampler][start:],  # type: ignore[arg-type]
             collate_fn=self.collate,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),

@@ -132,10 +132,22 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
                 benchmark.download()
 
     def setup(self, stage: str) -> None:
-        """Read the questions a stage needs; what has been read is kept."""
+        """Read the questions a stage needs; what has been read is kept.
+
+        Raises:
+            UsageError: nothing to train on, or a test set whose answers are not known and which can only be predicted.
+        """
         for name in (TRAIN, VALIDATION) if stage in ("fit", "validate") else self.test_names:
-            self.questions(name)
+            questions = self.questions(name)
             self._in_use[name] = True
+            if not questions and name == TRAIN:
+                raise UsageError(f"{self.benchmark.name} is a test set alone: there is nothing to train on")
+            unknown = sum(not question.labelled for question in questions)
+            if unknown and stage == "test":
+                raise UsageError(
+                    f"{unknown} of {len(questions)} questions of {name} have no label: there is nothing to test on; "
+                    "`predict` answers questions without labels"
+                )
 
     # ---- questions
 
@@ -204,7 +216,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
     @property
     def num_labels(self) -> int | None:
         """Number of classes where sentences or pairs of them are classified, else None."""
-        return len(self.train_questions[0].options) if self.benchmark.pairs else None
+        return len(self.questions(self.benchmark.name)[0].options) if self.benchmark.pairs else None
 
     @property
     def support(self) -> str:
@@ -303,6 +315,8 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
 
     def _train_batches(self, rows: Rows, member: int) -> TrainBatches:
         how, drop = self.protocol.order, self.protocol.drop_last
+        if self.trainer is not None and self.trainer.overfit_batches:
+            how = "sequential"  # the same questions in every epoch
         return TrainBatches(rows.lengths, self.batch_size, self.seed, how, drop, *self._ranks(), member=member)
 
     def _eval_loader(self, name: str, permutations: int = 1) -> AnswerLoader:

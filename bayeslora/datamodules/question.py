@@ -6,18 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bayeslora.metrics.answers import UNKNOWN
 from bayeslora.streams import stream
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its options and the right one.
+    """A question, its options and, where it is known, the right one.
 
     Attributes:
         id: The source's own id, or ``split/row`` where the source has none.
         question: The question; the second sentence of a sentence pair.
         options: What to choose from, at least two.
-        label: Index of the right option.
+        label: Index of the right option; -1 where it is not known.
         context: A passage in front of the question; the first sentence of a sentence pair.
         true_probs: The true distribution over the options, where it is known.
         marks: The source's own label of each option (A, B, .. or 1, 2, ..), where it has any.
@@ -26,27 +29,36 @@ class Question:
     id: str
     question: str
     options: tuple[str, ...]
-    label: int
+    label: int = UNKNOWN
     context: str = ""
     true_probs: tuple[float, ...] | None = None
     marks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check what every reader needs: texts, two options or more, and a label among them."""
-        texts = [("question", self.question), ("context", self.context), *(("option", o) for o in self.options)]
-        for name, text in texts:
+        """Check what every reader needs: texts, two options or more, and a label among them if there is one."""
+        texts = [("id", self.id), ("question", self.question), ("context", self.context)]
+        for name, text in [*texts, *(("option", option) for option in self.options)]:
             if not isinstance(text, str):
                 raise ValueError(f"question {self.id!r} has the {name} {text!r}; allowed: text")
-        if len(self.options) < 2:
-            raise ValueError(f"question {self.id!r} has {len(self.options)} option(s); allowed: 2 or more")
-        if not 0 <= self.label < len(self.options):
-            raise ValueError(f"question {self.id!r} has label {self.label}; allowed: 0 to {len(self.options) - 1}")
+            if not _is_unicode(text):
+                raise ValueError(f"question {self.id!r} has the {name} {text!a}, which is not valid Unicode text")
+        n = len(self.options)
+        if n < 2:
+            raise ValueError(f"question {self.id!r} has {n} option(s); allowed: 2 or more")
+        if not (self.label == UNKNOWN or 0 <= self.label < n):
+            raise ValueError(f"question {self.id!r} has label {self.label}; allowed: 0 to {n - 1}, or -1 for none")
 
     def reordered(self, order: Sequence[int]) -> Question:
         """The same question with option ``order[i]`` at place i."""
         probs = None if self.true_probs is None else tuple(self.true_probs[i] for i in order)
         options = tuple(self.options[i] for i in order)
-        return replace(self, options=options, label=list(order).index(self.label), true_probs=probs)
+        label = list(order).index(self.label) if self.labelled else UNKNOWN
+        return replace(self, options=options, label=label, true_probs=probs)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the right option is known."""
+        return self.label != UNKNOWN
 
     @property
     def content(self) -> tuple[str, str, tuple[str, ...]]:
@@ -60,35 +72,70 @@ class Question:
 
 
 def from_choices(row: Mapping[str, Any], fallback_id: str) -> Question:
-    """A question from the hub's multiple-choice schema.
+    """A question from the hub's multiple-choice schema, or from that of MMLU.
 
     Args:
-        row: ``{"id", "question" or "question_stem", "choices": {"text": [..], "label": [..]}, "answerKey"}``.
+        row: ``{"id", "question" or "question_stem", "choices": {"text": [..], "label": [..]}, "answerKey"}``, or
+            ``{"id", "question", "choices": [..], "answer": int or letter}``. An answer that is empty or missing is not
+            known.
         fallback_id: The id of a row that has none.
 
     Raises:
         ValueError: what is wrong with the row.
     """
-    texts, labels = row["choices"]["text"], list(row["choices"]["label"])
+    choices, text = row["choices"], row["question"] if "question" in row else row["question_stem"]
+    id_, context = _id(row, fallback_id), row.get("context", "")
+    if isinstance(choices, list):
+        answer = next((row[name] for name in ("answer", "label", "answerKey") if name in row), None)
+        return Question(id_, text, tuple(choices), _index(answer, LETTERS[: len(choices)]), context)
+    if not isinstance(choices, Mapping):
+        raise ValueError(f"choices are {choices!r}; allowed: a list of texts, or an object with lists text and label")
+    texts, labels = choices["text"], list(choices["label"])
     if len(texts) != len(labels):
         raise ValueError(f"{len(texts)} option texts but {len(labels)} option labels")
-    if row["answerKey"] not in labels:
-        raise ValueError(f"answerKey {row['answerKey']!r} is not among the options {labels}")
-    text = row["question"] if "question" in row else row["question_stem"]
-    id_, label = str(row.get("id", fallback_id)), labels.index(row["answerKey"])
-    return Question(id_, text, tuple(texts), label, row.get("context", ""), marks=tuple(map(str, labels)))
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"option labels are {labels}; allowed: each label once")
+    key = row.get("answerKey")
+    if key not in (*labels, "", None):
+        raise ValueError(f"answerKey {key!r} is not among the options {labels}")
+    label = labels.index(key) if key in labels else UNKNOWN
+    return Question(id_, text, tuple(texts), label, context, marks=tuple(map(str, labels)))
 
 
 def from_options(row: Mapping[str, Any], fallback_id: str) -> Question:
     """A question from the plain schema ``{"id", "question", "options": [..], "label": int, "context"}``.
 
+    A label that is missing, null or -1 is not known.
+
     Raises:
         ValueError: what is wrong with the row.
     """
-    label = row["label"]
-    if isinstance(label, bool) or not isinstance(label, int):
-        raise ValueError(f"label {label!r} is not the index of an option")
     if not isinstance(row["options"], list):
         raise ValueError(f"options are {row['options']!r}; allowed: a list of texts")
-    id_, context = str(row.get("id", fallback_id)), row.get("context", "")
-    return Question(id_, row["question"], tuple(row["options"]), label, context)
+    id_, context = _id(row, fallback_id), row.get("context", "")
+    return Question(id_, row["question"], tuple(row["options"]), _index(row.get("label")), context)
+
+
+def _id(row: Mapping[str, Any], fallback_id: str) -> str:
+    """The row's own id, unless it is missing or null."""
+    return fallback_id if row.get("id") is None else str(row["id"])
+
+
+def _index(value: Any, letters: str = "") -> int:
+    """An answer as the index of an option; ``letters`` are allowed in its place."""
+    if value in (None, ""):
+        return UNKNOWN
+    if isinstance(value, str) and len(value) == 1 and value in letters:
+        return letters.index(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"label {value!r} is not the index of an option")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no half of a surrogate pair stands alone, which no file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

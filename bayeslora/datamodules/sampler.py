@@ -59,6 +59,11 @@ class TrainBatches:
     epoch: int = 0
     shift: int = 0
 
+    @property
+    def sampler(self) -> TrainBatches:
+        """This object, whose epoch the trainer sets under this name."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, as the trainer counts."""
         self.epoch = epoch + self.shift
@@ -113,6 +118,11 @@ class EvalBatches:
     rank: int = 0
     world: int = 1
     epoch: int = 0
+
+    @property
+    def sampler(self) -> EvalBatches:
+        """This object, whose epoch the trainer sets under this name."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Nothing changes with the epoch."""

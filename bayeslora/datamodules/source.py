@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -86,15 +87,21 @@ def read_source(
     return _parse_all(rows, parse, split)
 
 
-def read_jsonl(path: Path, parse: Parse, split: str) -> list[Question]:
+def read_jsonl(path: Path, parse: Parse, split: str, labelled: bool = False) -> list[Question]:
     """The questions of a JSONL file.
+
+    Args:
+        path: The file.
+        parse: Makes a question of a row.
+        split: Names questions that have no id.
+        labelled: Whether every question must have a label.
 
     Raises:
         UsageError: the file's name and the number of the line that is wrong.
     """
     if not path.is_file():
         raise UsageError(f"{path} does not exist; data_dir (or path) must be a folder that holds it")
-    questions = _parse_all(json_lines(path), parse, split)
+    questions = _parse_all(json_lines(path), parse, split, labelled)
     if not questions:
         raise UsageError(f"{path} holds no question; it must have one JSON object a line")
     return questions
@@ -103,12 +110,16 @@ def read_jsonl(path: Path, parse: Parse, split: str) -> list[Question]:
 def json_lines(path: Path) -> Iterator[tuple[str, Row]]:
     """Where it stands, and content, of each line that is not blank; a UsageError names one that is no JSON object."""
     with path.open("rb") as file:
+        if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise UsageError(f"{path} is encoded in UTF-16; allowed: UTF-8 (iconv -f UTF-16 -t UTF-8 converts it)")
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
+            except RecursionError:
+                raise UsageError(f"{where}: brackets are nested too deeply; each line must be a JSON object") from None
             except ValueError as error:  # wrong JSON, or bytes that are no text
                 raise UsageError(f"{where}: not valid JSON ({error})") from error
             if not isinstance(row, dict):
@@ -116,7 +127,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Row]]:
             yield where, row
 
 
-def _parse_all(rows: Iterable[tuple[str, Row]], parse: Parse, split: str) -> list[Question]:
+def _parse_all(rows: Iterable[tuple[str, Row]], parse: Parse, split: str, labelled: bool = False) -> list[Question]:
     questions: list[Question] = []
     seen: dict[str, str] = {}
     for where, row in rows:
@@ -126,6 +137,8 @@ def _parse_all(rows: Iterable[tuple[str, Row]], parse: Parse, split: str) -> lis
             raise UsageError(f"{where}: field {error} is missing; given are {', '.join(row)}") from error
         except (ValueError, TypeError) as error:
             raise UsageError(f"{where}: {error}") from error
+        if labelled and not question.labelled:
+            raise UsageError(f"{where}: question {question.id!r} has no label; only a test set may lack them")
         if question.id in seen:
             raise UsageError(f"{where}: id {question.id!r} is taken already by {seen[question.id]}; ids must be unique")
         seen[question.id] = where

@@ -52,11 +52,16 @@ def load_parts(
         calibration: Share of the budget below 1, number of questions from 1 on, or name of a split. None takes the
             split ``calibration`` where there is one, else no question.
 
+    Returns:
+        The three parts; all are empty where the benchmark has no training split (a test set of one's own).
+
     Raises:
         UsageError: a budget that is too small or too large, a calibration part that is, or a split that is not there or
             serves another purpose.
     """
     splits = protocol.splits(benchmark)
+    if not set(splits.train) & set(benchmark.labelled):
+        return Parts([], [], [])
     pool = [q for split in splits.train for q in load_split(benchmark, split, protocol, data_dir)]
     if labels is not None:
         if not 2 <= labels <= len(pool):

@@ -26,9 +26,28 @@ def load_tokenizer(tokenizer: Any, revision: str | None = None) -> Any:
         raise cannot_load("tokenizer", name, error) from error
 
 
-def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts, without any special token."""
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+def token_ids(tokenizer: Any, texts: Sequence[str], control: bool = False) -> list[list[int]]:
+    """Token ids of texts, without any special token in front or behind.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        texts: The texts.
+        control: Whether a control token that is written out in a text (``</s>``) is one, as a chat template means it;
+            otherwise it is text like any other.
+    """
+    if not texts:
+        return []
+    return tokenizer(list(texts), **as_written(control))["input_ids"]
+
+
+def as_written(control: bool) -> dict[str, bool]:
+    """Options of a tokenizer that take a text as it is written, control tokens as ``control`` says."""
+    return {"add_special_tokens": False, "verbose": False, "split_special_tokens": not control}
+
+
+def control_token(tokenizer: Any, text: str) -> str | None:
+    """The first control token of a tokenizer that is written out in a text."""
+    return next((token for token in tokenizer.all_special_tokens if token in text), None)
 
 
 def leading_specials(tokenizer: Any) -> list[int]:
@@ -48,10 +67,11 @@ class LabelTokens:
         tokenizer: A Hugging Face tokenizer.
         rule: ``context``, ``first`` or ``last``, see :class:`Protocol`.
         separator: Between prompt and label.
+        control: See :func:`token_ids`.
     """
 
-    def __init__(self, tokenizer: Any, rule: str, separator: str) -> None:
-        self.tokenizer, self.rule, self.separator = tokenizer, rule, separator
+    def __init__(self, tokenizer: Any, rule: str, separator: str, control: bool = False) -> None:
+        self.tokenizer, self.rule, self.separator, self.control = tokenizer, rule, separator, control
         self.known: dict[str, int] = {}
 
     def find(self, labels: Sequence[str], prompt: str) -> list[int]:
@@ -82,19 +102,22 @@ class LabelTokens:
         """
         if self.rule != "context":
             return
-        followed = token_ids(self.tokenizer, [p + self.separator + x for p, x in zip(prompts, labels, strict=True)])
+        followed = self._ids([p + self.separator + x for p, x in zip(prompts, labels, strict=True)])
         for prompt, body, whole, label in zip(prompts, bodies, followed, labels, strict=True):
             if whole != [*body, self.known[label]]:
                 self._refuse(label, body, whole, prompt)
 
     def _find(self, label: str, prompt: str) -> int:
         if self.rule != "context":
-            pieces = token_ids(self.tokenizer, [label])[0]
+            pieces = self._ids([label])[0]
             return pieces[0 if self.rule == "first" else -1]
-        body, whole = token_ids(self.tokenizer, [prompt, prompt + self.separator + label])
+        body, whole = self._ids([prompt, prompt + self.separator + label])
         if whole[:-1] != body:
             self._refuse(label, body, whole, prompt)
         return whole[-1]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return token_ids(self.tokenizer, texts, self.control)
 
     def _refuse(self, label: str, body: list[int], whole: list[int], prompt: str) -> None:
         same = next(

@@ -7,6 +7,7 @@ from typing import Any
 
 from bayeslora.datamodules.protocols import Prompt, Protocol
 from bayeslora.datamodules.question import Question
+from bayeslora.datamodules.tokenizer import control_token
 from bayeslora.errors import UsageError
 
 Turn = dict[str, str]
@@ -78,7 +79,14 @@ class ChatWriter(PromptWriter):
     def write(self, question: Question, shots: int | None = None) -> Prompt:
         """The text up to the assistant's answer."""
         body = self.protocol.prompt(self.task, question)
-        turns = [turn for asked, label in self._worked(question, shots) for turn in (_user(asked), _assistant(label))]
+        worked = self._worked(question, shots)
+        for text in (body.text, *(asked for asked, _ in worked)):
+            if found := control_token(self.tokenizer, text):
+                raise UsageError(
+                    f"question {question.id!r}, or an example in front of it, holds the control token {found!r}, which "
+                    "cannot be told from those of the chat template; take it out, or set chat to false"
+                )
+        turns = [turn for asked, label in worked for turn in (_user(asked), _assistant(label))]
         text = self._until_answer([*turns, _user(body.text)]).removesuffix(self.separator)
         return body.moved_into(text, text.rfind(body.text))
 

@@ -177,7 +177,7 @@ class Moments:
                 f"a checkpoint ensemble has {len(rows)} checkpoints; allowed: 2 or more (rank, every, start)"
             )
         mean, members = self.mean.double(), []
-        for index, row in zip(range(self.count, 0, -1), rows.flip(0), strict=False):
+        for index, row in zip(range(self.count, self.count - len(rows), -1), rows.flip(0), strict=True):
             members.append(Point(self.layout.split((mean + row).float())))
             mean = mean - row / max(index - 1, 1)
         return Mixture(members[::-1])

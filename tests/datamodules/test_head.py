@@ -118,8 +118,8 @@ def test_single_sentences(write_jsonl: Callable[..., Path], encoder_tokenizer: A
     assert encoded.rows == (encoder_tokenizer(question.question)["input_ids"],)
 
 
-@pytest.mark.parametrize("label", [-1, 1.5, "yes", True, None])
+@pytest.mark.parametrize("label", [-2, 1.5, "yes", True, 10**9])
 def test_a_label_that_is_no_class(write_jsonl: Callable[..., Path], label: Any) -> None:
     path = write_jsonl("pairs.jsonl", [*pairs(4, 2, "x"), {**pairs(1, 2, "y")[0], "label": label}])
-    with pytest.raises(UsageError, match=r"pairs.jsonl, line 5: label .* is not a class; allowed: 0 to 1"):
+    with pytest.raises(UsageError, match=r"pairs.jsonl, line 5: label .* is not a class; allowed: "):
         JSONLDataModule(path=str(path)).setup("fit")

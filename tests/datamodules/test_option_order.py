@@ -116,7 +116,7 @@ def test_training_options_are_shuffled_anew_in_each_epoch(question_folder: Path,
 
     def epoch(number: int) -> dict[int, list[str]]:
         loader: Any = data.train_dataloader()
-        loader.sampler.set_epoch(number)
+        loader.batch_sampler.set_epoch(number)
         found = {}
         for batch in loader:
             assert batch.option_order is None

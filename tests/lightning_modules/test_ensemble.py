@@ -305,7 +305,9 @@ def test_streams_of_runs_and_members_never_meet(data: Path) -> None:
         source = datamodule(data)
         source.seed, source.members = seed, ensemble.member_ids
         source.setup("fit")
-        orders += [tuple(row for batch in loader.sampler for row in batch) for loader in source.train_dataloader()]
+        orders += [
+            tuple(row for batch in loader.batch_sampler for row in batch) for loader in source.train_dataloader()
+        ]
         starts += [
             own["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"] for own in ensemble.weight_sets()
         ]
@@ -316,4 +318,4 @@ def test_streams_of_runs_and_members_never_meet(data: Path) -> None:
     assert len(set(orders)) == 6
     assert all(not torch.equal(a, b) for i, a in enumerate(starts) for b in starts[:i])
     source.members = (1,)
-    assert tuple(row for batch in source.train_dataloader().sampler for row in batch) == orders[4]
+    assert tuple(row for batch in source.train_dataloader().batch_sampler for row in batch) == orders[4]

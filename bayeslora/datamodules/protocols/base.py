@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import ClassVar, Literal
 
-from bayeslora.datamodules.question import Question
+from bayeslora.datamodules.question import LETTERS, Question
 from bayeslora.datamodules.sampler import Order
 from bayeslora.datamodules.source import Benchmark
 from bayeslora.errors import UsageError, require_choice
 
 Support = Literal["options", "options_and_rest", "full_vocab"]
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 PROTOCOLS = {
     "default": "Default",
     "laplace_lora": "LaplaceLoRA",
@@ -91,7 +90,7 @@ class Protocol:
 
     def labels(self, task: str, question: Question) -> Sequence[str]:
         """The label of each answer, as text; its token is what the model is to predict."""
-        return LETTERS[: len(question.options)]
+        return letters(question)
 
     def ends_with_eos(self, task: str) -> bool:
         """Whether an end-of-sequence token follows the prompt."""
@@ -116,6 +115,20 @@ class Protocol:
                 f"protocol {self.name!r} does not define the task {task!r}; allowed with it: {', '.join(self.tasks)}; "
                 "protocol 'default' allows every task"
             )
+
+
+def letters(question: Question) -> str:
+    """A letter for every option, from A on.
+
+    Raises:
+        UsageError: more options than letters.
+    """
+    if len(question.options) > len(LETTERS):
+        raise UsageError(
+            f"question {question.id!r} has {len(question.options)} options, letters are there for {len(LETTERS)}; give "
+            "a protocol of your own whose labels are words"
+        )
+    return LETTERS[: len(question.options)]
 
 
 def get_protocol(name: str) -> Protocol:

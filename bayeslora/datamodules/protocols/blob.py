@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bayeslora.datamodules.protocols.base import LETTERS, Prompt, Protocol, Splits
+from bayeslora.datamodules.protocols.base import LETTERS, Prompt, Protocol, Splits, letters
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.source import Benchmark
 
@@ -40,7 +40,7 @@ class BLoB(Protocol):
         if task in ("arc", "obqa"):
             pairs = list(zip(question.options, question.marks, strict=True))
         else:
-            pairs = list(zip(LETTERS, question.options, strict=False))
+            pairs = list(zip(letters(question), question.options, strict=True))
         heading = "Chioces" if task == "obqa" else "Choices"
         return Prompt(TEMPLATE.format(question.question, heading, "\n".join(f"{a}) {b}" for a, b in pairs)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayeslora.datamodules.protocols.base import LETTERS, Prompt, Protocol
+from bayeslora.datamodules.protocols.base import Prompt, Protocol, letters
 from bayeslora.datamodules.question import Question
 
 
@@ -20,5 +20,7 @@ class Default(Protocol):
         asked = f"{passage}Question: {question.question}"
         # A span starts with the space in front of it, which most tokenizers make part of the first word.
         spans.append((len(asked) - len(question.question) - 1, len(asked)))
-        options = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=False))
+        options = "".join(
+            f"\n{letter}. {option}" for letter, option in zip(letters(question), question.options, strict=True)
+        )
         return Prompt(f"{asked}{options}\nAnswer:", tuple(spans))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bayeslora.datamodules.protocols.base import LETTERS, Prompt, Protocol, Splits
+from bayeslora.datamodules.protocols.base import Prompt, Protocol, Splits, letters
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.source import Benchmark
 
@@ -32,7 +32,7 @@ class LaplaceLoRA(Protocol):
         if task == "winogrande":
             options = "A. {}. B {}.".format(*question.options)
         else:
-            options = " ".join(f"{x}. {sentence(o)}" for x, o in zip(LETTERS, question.options, strict=False))
+            options = " ".join(f"{x}. {sentence(o)}" for x, o in zip(letters(question), question.options, strict=True))
         return select_one(question.question, options)
 
     def labels(self, task: str, question: Question) -> Sequence[str]:

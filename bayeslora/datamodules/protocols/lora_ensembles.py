@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bayeslora.datamodules.protocols.base import LETTERS, Prompt, Protocol, Splits
+from bayeslora.datamodules.protocols.base import LETTERS, Prompt, Protocol, Splits, letters
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.source import Benchmark
 
@@ -27,7 +27,7 @@ class LoRAEnsembles(Protocol):
 
     def prompt(self, task: str, question: Question) -> Prompt:
         """The text up to the answer slot."""
-        options = "".join(f"({x}) {o}\n" for x, o in zip(LETTERS.lower(), question.options, strict=False))
+        options = "".join(f"({x}) {o}\n" for x, o in zip(letters(question).lower(), question.options, strict=True))
         return Prompt(f"Q: {question.question}\nAnswer Choices:\n{options}A: (")
 
     def labels(self, task: str, question: Question) -> Sequence[str]:
