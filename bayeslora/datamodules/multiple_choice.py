@@ -315,7 +315,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
 
     def _train_batches(self, rows: Rows, member: int) -> TrainBatches:
         how, drop = self.protocol.order, self.protocol.drop_last
-        if self.trainer is not None and self.trainer.overfit_batches:
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             how = "sequential"  # the same questions in every epoch
         return TrainBatches(rows.lengths, self.batch_size, self.seed, how, drop, *self._ranks(), member=member)
 
