@@ -72,7 +72,7 @@ def commands() -> list[tuple[str, ...]]:
 def test_commands_in_headers_parse(args: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran, checkpoints = [], []
     monkeypatch.setattr(lightning_cli.CommandLine, "_run_subcommand", lambda self, stage: ran.append(self))
-    monkeypatch.setattr(lightning_cli, "_resolve", lambda checkpoint, root: checkpoints.append(checkpoint))
+    monkeypatch.setattr(lightning_cli, "resolve", lambda checkpoint, root: checkpoints.append(checkpoint))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT)
     assert main([*args, "--trainer.accelerator=cpu", "--trainer.devices=1"]) == 0

@@ -48,7 +48,7 @@ def test_commands_of_the_command_line_parse(monkeypatch: pytest.MonkeyPatch, tmp
 
     ran = []
     monkeypatch.setattr(lightning_cli.CommandLine, "_run_subcommand", lambda self, stage: ran.append(stage))
-    monkeypatch.setattr(lightning_cli, "_resolve", lambda checkpoint, root: "last.ckpt")
+    monkeypatch.setattr(lightning_cli, "resolve", lambda checkpoint, root: "last.ckpt")
     monkeypatch.chdir(ROOT)
     for command in commands():
         if command[0] == "bayeslora" and command[1] in ("fit", "test"):
