@@ -21,6 +21,7 @@ from bayeslora.datamodules.multiple_choice import VALIDATION, MultipleChoiceData
 from bayeslora.errors import UsageError
 from bayeslora.files import write_json
 from bayeslora.lightning_modules.prediction_path import LogitsFn, prediction_path
+from bayeslora.models.in_place import evaluation_mode
 from bayeslora.posteriors.products import cosine, product_gram
 from bayeslora.types import CONTRACT_VERSION
 
@@ -170,14 +171,8 @@ def _chosen(loaders: Loaders, wanted: Sequence[str] | None) -> Loaders:
 @contextmanager
 def _aside(pl_module: L.LightningModule) -> Iterator[None]:
     """Evaluate in the middle of training: no gradients, no dropout, modes and random states as they were."""
-    modes = {module: module.training for module in pl_module.modules()}
-    pl_module.eval()
-    try:
-        with torch.no_grad(), isolate_rng():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluation_mode(pl_module), torch.no_grad(), isolate_rng():
+        yield
 
 
 def _members(pl_module: Any) -> tuple[list[int], Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.callbacks.laplace_network import evaluating, initial_weights, member_network, network_of, stacked
-from bayeslora.callbacks.posterior import PosteriorCallback, fill, kept, usable_members, weight_sets
+from bayeslora.callbacks.posterior import PosteriorCallback, usable_members, weight_sets
 from bayeslora.curvature.fit import STRUCTURES, Task, check_space, check_structure, rows_bytes
 from bayeslora.curvature.link import LINKS, Link, link
 from bayeslora.curvature.rows import Network
@@ -22,6 +22,7 @@ from bayeslora.errors import UsageError, require_choice
 from bayeslora.files import write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
+from bayeslora.models.in_place import restored_weights, write_weights
 from bayeslora.posteriors.laplace.fit import Fit, Prior
 from bayeslora.posteriors.laplace.selection import Choice
 from bayeslora.posteriors.mixture import Mixture
@@ -288,8 +289,8 @@ class Laplace(PosteriorCallback):
         def predict(batch: Any) -> Predictive:
             with member_network(pl_module, 0):
                 network = network_of(pl_module, self.logits_fn, self.label_fn)
-                with kept(network.parameters):
-                    fill(network.parameters, mean)
+                with restored_weights(network.parameters):
+                    write_weights(network.parameters, mean)
                     logits, jacobian = network.jacobian(batch, names, torch.float32, None)
             covariance = posterior.logit_covariance(jacobian)
             return combine(logits[:, 1:] - logits[:, :1], covariance).tempered(temperature)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict, PredictionPath, prediction_path
 from bayeslora.lightning_modules.sample_bank import draw_bank, weight_samples
+from bayeslora.models.in_place import restored_weights, write_weights
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import check_same_parameters, load_posterior
 from bayeslora.streams import stream
@@ -67,6 +67,10 @@ class PosteriorCallback(L.Callback):
         """What the prediction path and tables call the method."""
         return type(self).__name__
 
+    def seed_of(self, pl_module: L.LightningModule) -> int:
+        """The seed of the samples: this callback's, else the module's, else 0."""
+        return getattr(pl_module, "seed", 0) if self.seed is None else self.seed
+
     def required_posterior(self) -> Posterior:
         """The posterior to predict with.
 
@@ -108,7 +112,7 @@ class PosteriorCallback(L.Callback):
     def _predictor(self, pl_module: L.LightningModule, posterior: Posterior) -> Predict:
         if self.predict == "linearised":
             return _linearised(pl_module, posterior, self.label)
-        seed = getattr(pl_module, "seed", 0) if self.seed is None else self.seed
+        seed = self.seed_of(pl_module)
         bank = draw_bank(posterior, self._draws(posterior), seed, self.label)
         return bank_predictor(pl_module, bank, self.logits_fn, stream(seed, "test") if self.dropout else None)
 
@@ -251,9 +255,9 @@ def _one_by_one(pl_module: L.LightningModule, bank: Mapping[str, Tensor], logits
 
     def predict(batch: Any) -> Predictive:
         logits = []
-        with kept(parameters):
+        with restored_weights(parameters):
             for index in range(count):
-                fill(parameters, {name: draws[index] for name, draws in bank.items()})
+                write_weights(parameters, {name: draws[index] for name, draws in bank.items()})
                 logits.append(logits_fn(pl_module, batch).float())
         return Predictive.from_logits(torch.stack(logits))
 
@@ -271,30 +275,8 @@ def _linearised(pl_module: L.LightningModule, posterior: Posterior, label: str) 
 
     def predict(batch: Any) -> Predictive:
         parameters = model.trainable()
-        with kept(parameters):
-            fill(parameters, mean)
+        with restored_weights(parameters):
+            write_weights(parameters, mean)
             return linearised(model, batch, posterior)
 
     return predict
-
-
-@contextmanager
-def kept(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Whatever is filled in within the block, parameters leave it as they were, bit for bit, also after an error."""
-    own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    try:
-        yield
-    finally:
-        fill(parameters, own)
-
-
-@torch.no_grad()
-def fill(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-    """Copy values into the parameters' own memory, so that DDP's buckets, CUDA graphs and compiled code see them.
-
-    Args:
-        parameters: Name to parameter.
-        values: Value by name; parameters that are not named stay as they are.
-    """
-    for name, value in values.items():
-        parameters[name].copy_(value)

@@ -15,7 +15,6 @@ from bayeslora.callbacks.posterior import (
     PosteriorCallback,
     active_members,
     bank_predictor,
-    fill,
     trainable_of,
     usable_members,
     weight_sets,
@@ -24,6 +23,8 @@ from bayeslora.callbacks.schedule import Schedule, Steps, install
 from bayeslora.errors import UsageError, require_choice
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
+from bayeslora.lightning_modules.refusals import refuse_shards
+from bayeslora.models.in_place import write_weights
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.swag import MODES, PRESETS, Layout, Moments, check_options
 from bayeslora.types import Posterior
@@ -170,9 +171,7 @@ class SWAG(PosteriorCallback):
         Raises:
             UsageError: FSDP, DeepSpeed or model parallelism.
         """
-        strategy = type(trainer.strategy).__name__
-        if any(kind in strategy for kind in ("FSDP", "DeepSpeed", "ModelParallel")):
-            raise UsageError(f"SWAG needs whole weights, {strategy} shards them; use a single device or strategy ddp")
+        refuse_shards(trainer, "SWAG")
         if stage == "fit" and trainer.global_step == 0:
             self.members, self._usable, self._went_back = [], (), False
 
@@ -231,7 +230,7 @@ class SWAG(PosteriorCallback):
         if not self.start_from_best or self._went_back:
             return
         if (trainer.current_epoch if self.unit == "epoch" else trainer.global_step + 1) >= self._first:
-            fill(trainable_of(pl_module), _best_weights(trainer))
+            write_weights(trainable_of(pl_module), _best_weights(trainer))
             self._went_back = True
 
     def on_train_batch_end(

@@ -18,6 +18,7 @@ from bayeslora.callbacks.posterior import PosteriorCallback, bank_predictor, wei
 from bayeslora.errors import UsageError, require_choice
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
+from bayeslora.models.in_place import evaluation_mode
 from bayeslora.posteriors.state import load_posterior, save_posterior
 from bayeslora.posteriors.tfb import TFBPosterior, largest_accepted
 from bayeslora.types import Predictive
@@ -138,22 +139,24 @@ class TFB(PosteriorCallback):
     def _options(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What sigma depends on beside the adapter, as plain values."""
         names = ("tolerance", "anchors", "source", "iterations", "per_layer", "samples", "predict", "dropout")
-        seed = getattr(pl_module, "seed", 0) if self.seed is None else self.seed
         where = {
             "data": getattr(getattr(trainer, "datamodule", None), "fingerprint", None),
             "quantization": getattr(getattr(pl_module, "backbone", None), "quantization", None),
         }
-        return {**{name: getattr(self, name) for name in names}, "bounds": list(self.bounds), "seed": seed, **where}
+        return {
+            **{name: getattr(self, name) for name in names},
+            "bounds": list(self.bounds),
+            "seed": self.seed_of(pl_module),
+            **where,
+        }
 
     # --- the search --------------------------------------------------------------------------------------------------
 
     def _find(self, trainer: L.Trainer, pl_module: L.LightningModule) -> TFBPosterior:
-        mode = pl_module.training
-        pl_module.eval()  # for modules of others; those of this package have no noise that is not asked for
-        with torch.no_grad(), trainer.precision_plugin.forward_context():  # sigma belongs to the precision of the test
-            found = self._search(trainer, pl_module)
-        pl_module.train(mode)
-        return found
+        # Eval mode is for modules of others: ours have no noise that is not asked for. Sigma is that of the test's
+        # precision.
+        with evaluation_mode(pl_module), torch.no_grad(), trainer.precision_plugin.forward_context():
+            return self._search(trainer, pl_module)
 
     def _search(self, trainer: L.Trainer, pl_module: L.LightningModule) -> TFBPosterior:
         start = TFBPosterior.around(_adapter(pl_module))

@@ -17,6 +17,7 @@ from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.sample_bank import draw_bank, weight_samples
 from bayeslora.models.blob import FACTORS, ROOT, add_spread, perturbed
+from bayeslora.models.in_place import write_weights
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.posteriors.mean_field import MeanField, normal_kl
 from bayeslora.posteriors.state import load_posterior
@@ -125,9 +126,7 @@ class BLoBModule(MultipleChoiceModule):
                 f"{source} has a spread on {len(std)} weights, factors {self.factors} on {len(self._roots)}; give "
                 f"factors as in training ({' or '.join(FACTORS)})"
             )
-        with torch.no_grad():
-            for name, root in self._roots.items():
-                root.copy_(std[name].sqrt())
+        write_weights(self._roots, {name: value.sqrt() for name, value in std.items()})
         self._learned = True
 
     def weight_sets(self) -> list[dict[str, Tensor]]:

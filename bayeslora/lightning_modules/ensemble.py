@@ -17,6 +17,7 @@ from bayeslora.errors import RunError, UsageError
 from bayeslora.lightning_modules.member_states import FAILED, STOPPED, TRAINING, MemberStates
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.answer_model import Vocabulary
+from bayeslora.models.in_place import write_weights
 from bayeslora.models.loading import Backbone, LoRA, initialise
 from bayeslora.models.members import backpropagated, product_norms, stack_members
 from bayeslora.posteriors.members.store import MemberStore
@@ -163,8 +164,7 @@ class LoRAEnsemble(MultipleChoiceModule):
             if found:
                 values = found[member].mean()
                 check_same_parameters(values, own, f"member {member}")
-                for name, parameter in own.items():
-                    parameter.copy_(values[name])
+                write_weights(own, values)
             elif not self.backbone.adapter:
                 initialise(own, self.seed, "member", 0 if self.share_init else member)
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bayeslora.errors import UsageError
+from bayeslora.models.in_place import write_weights
 
 TRAINING, STOPPED, FAILED = "training", "stopped", "failed"
 
@@ -87,6 +87,5 @@ class MemberStates:
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor], place: int) -> None:
-    with torch.no_grad():
-        for name, value in source.items():
-            target[name][place] = value[place].to(target[name])
+    own = {name: value.detach()[place] for name, value in target.items()}
+    write_weights(own, {name: value[place] for name, value in source.items()})

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from bayeslora.errors import RunError, UsageError, require
+from bayeslora.errors import UsageError, require
 from bayeslora.lightning_modules.optimisation import Optimisation
 from bayeslora.lightning_modules.prediction_path import PredictionPath
+from bayeslora.lightning_modules.refusals import refuse_shards, stop_at_nan
 from bayeslora.models.answer_model import AnswerModel, Vocabulary
+from bayeslora.models.in_place import write_weights
 from bayeslora.models.loading import Backbone, LoRA, config_of, load_answer_model
 from bayeslora.posteriors.point import Point
 from bayeslora.streams import stream
@@ -91,16 +93,12 @@ class MultipleChoiceModule(L.LightningModule):
             return
         device = torch.device("cpu")
         if self._trainer is not None:
-            strategy = type(self.trainer.strategy).__name__
-            _require(
-                not any(kind in strategy for kind in ("FSDP", "DeepSpeed", "ModelParallel")),
-                f"strategy {strategy} shards the weights; allowed: a single device or ddp, with 4bit for a large base",
-            )
+            refuse_shards(self.trainer, "LoRA")
             precision = self.trainer.precision
-            _require(
-                precision not in ("16-true", "bf16-true", "64-true"),
-                f"precision {precision} would convert LoRA's weights; allowed: 32-true, bf16-mixed, 16-mixed",
-            )
+            if precision in ("16-true", "bf16-true", "64-true"):
+                raise UsageError(
+                    f"precision {precision} would convert LoRA's weights; allowed: 32-true, bf16-mixed, 16-mixed"
+                )
             device = self.trainer.strategy.root_device
         self.model = load_answer_model(self.backbone, self.lora, self.seed, device, self.own_entries)
 
@@ -316,11 +314,11 @@ class MultipleChoiceModule(L.LightningModule):
             raise UsageError("this checkpoint was not written by bayeslora; allowed: checkpoints of this package")
         own = checkpoint["bayeslora"]
         base = self.model.base_fingerprint
-        _require(
-            own["base"] == base,
-            f"the checkpoint was trained on another base (fingerprint {own['base']}) than {self.backbone.pretrained} "
-            f"({base}); give backbone.pretrained the base it was trained on",
-        )
+        if own["base"] != base:
+            raise UsageError(
+                f"the checkpoint was trained on another base (fingerprint {own['base']}) than "
+                f"{self.backbone.pretrained} ({base}); give backbone.pretrained the base it was trained on",
+            )
         _check_parameters(checkpoint["state_dict"], self.trainable())
         self._micro_step, self._gradients = own["micro_step"], own["gradients"]
 
@@ -328,9 +326,7 @@ class MultipleChoiceModule(L.LightningModule):
         """Load trainable parameters by their plain names."""
         trainable = self.trainable()
         _check_parameters(state_dict, trainable)
-        with torch.no_grad():
-            for name, parameter in trainable.items():
-                parameter.copy_(state_dict[name])
+        write_weights(trainable, {name: state_dict[name] for name in trainable})
         self._learned = True
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
@@ -338,30 +334,14 @@ class MultipleChoiceModule(L.LightningModule):
 def _check_parameters(found: Any, wanted: dict[str, torch.nn.Parameter]) -> None:
     missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted]
-    _require(
-        not missing and not unexpected,
-        f"the checkpoint does not fit: {len(missing)} parameters missing ({missing[:1]}), {len(unexpected)} unexpected "
-        f"({unexpected[:1]}); give lora.target_modules and readout as they were in training",
-    )
-    for name, parameter in wanted.items():
-        _require(
-            found[name].shape == parameter.shape,
-            f"the checkpoint's {name} has shape {list(found[name].shape)}, this model's {list(parameter.shape)}; "
-            "give lora.r as it was in training",
+    if missing or unexpected:
+        raise UsageError(
+            f"the checkpoint does not fit: {len(missing)} parameters missing ({missing[:1]}), {len(unexpected)} "
+            f"unexpected ({unexpected[:1]}); give lora.target_modules and readout as they were in training",
         )
-
-
-def stop_at_nan(value: Tensor, batch: AnswerBatch, what: str) -> None:
-    """End the run where a value computed from a batch is not finite.
-
-    Raises:
-        RunError: it is not; the message names the value (``what``), the dataset and the rows.
-    """
-    if not torch.isfinite(value).all():
-        ids = batch.example_id.tolist()
-        raise RunError(f"{what} is not finite on dataset {batch.dataset}, rows {ids}; lower the learning rate or dtype")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
+    for name, parameter in wanted.items():
+        if found[name].shape != parameter.shape:
+            raise UsageError(
+                f"the checkpoint's {name} has shape {list(found[name].shape)}, this model's {list(parameter.shape)}; "
+                "give lora.r as it was in training",
+            )

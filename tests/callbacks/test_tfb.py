@@ -1,6 +1,7 @@
 """TFB as a callback: on trained adapters, on unlabelled anchors, in run folders, from the command line."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
@@ -191,3 +192,18 @@ def test_an_untrained_adapter_bears_any_noise(data: Path, tmp_path: Path) -> Non
 def test_bad_options(options: dict, match: str) -> None:
     with pytest.raises(UsageError, match=match):
         TFB(**options)
+
+
+def test_a_search_that_fails_leaves_every_part_in_its_mode(tmp_path: Path) -> None:
+    def broken() -> Iterator[None]:
+        yield from ()
+        raise RuntimeError("the disk is gone")
+
+    module = LoRAModule(Backbone("embedded"), LoRA(), seed=1)
+    module.configure_model()
+    module.train()
+    module.val_nll.eval()  # a part that is frozen in the mode of its own
+    modes = [part.training for part in module.modules()]
+    with pytest.raises(RuntimeError, match="disk"):
+        TFB(loader=broken())._find(trainer(tmp_path), module)
+    assert [part.training for part in module.modules()] == modes

@@ -1,0 +1,46 @@
+"""What no module or callback of the package goes on with: weights in shards, numbers that are not finite."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from bayeslora.errors import RunError, UsageError
+from bayeslora.types import AnswerBatch
+
+_SHARDING = ("FSDP", "DeepSpeed", "ModelParallel")
+
+
+def refuse_shards(trainer: L.Trainer, what: str) -> None:
+    """Refuse strategies that shard weights among processes.
+
+    Args:
+        trainer: Whose strategy it is.
+        what: Who needs whole weights.
+
+    Raises:
+        UsageError: FSDP, DeepSpeed or model parallelism.
+    """
+    strategy = type(trainer.strategy).__name__
+    if any(kind in strategy for kind in _SHARDING):
+        raise UsageError(
+            f"{what} needs whole weights, strategy {strategy} shards them; allowed: a single device or ddp, with 4bit "
+            "for a large base"
+        )
+
+
+def stop_at_nan(value: Tensor, batch: AnswerBatch, what: str) -> None:
+    """End the run where a value computed from a batch is not finite.
+
+    Args:
+        value: The value.
+        batch: The questions it is of.
+        what: What the message calls it.
+
+    Raises:
+        RunError: it is not finite; the message names the dataset and the rows.
+    """
+    if not torch.isfinite(value).all():
+        ids = batch.example_id.tolist()
+        raise RunError(f"{what} is not finite on dataset {batch.dataset}, rows {ids}; lower the learning rate or dtype")
