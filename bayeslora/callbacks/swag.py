@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from bayeslora.callbacks.posterior import (
@@ -115,6 +116,7 @@ class SWAG(PosteriorCallback):
         self.members: list[Moments] = []
         self._usable: tuple[int, ...] = ()  # the members that have not failed
         self._first = 0  # the resolved start, in units
+        self._first_before: int | None = None  # that of the run whose checkpoint this one goes on from
         self._seen = 0  # optimiser steps at the last look
         self._went_back = False
         self._validate_mean: Predict | None = None
@@ -173,7 +175,7 @@ class SWAG(PosteriorCallback):
         """
         refuse_shards(trainer, "SWAG")
         if stage == "fit" and trainer.global_step == 0:
-            self.members, self._usable, self._went_back = [], (), False
+            self.members, self._usable, self._went_back, self._first_before = [], (), False, None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find out where collection starts and set up moments and schedule.
@@ -183,6 +185,7 @@ class SWAG(PosteriorCallback):
         """
         networks = weight_sets(pl_module)
         self._plan(trainer)
+        self._check_plan()
         self.members = self.members or [Moments(Layout.of(parameters), self.rank) for parameters in networks]
         if len(self.members) != len(networks):
             raise UsageError(
@@ -207,16 +210,28 @@ class SWAG(PosteriorCallback):
         if (isinstance(self.start, float) and units == math.inf) or (self.schedule is not None and not sized):
             raise UsageError("SWAG's schedule or fraction needs the length of the run; give max_epochs and sized data")
         self._first = int(self.start * units) if isinstance(self.start, float) else self.start
-        if self._first + (self.unit == "epoch") > units:
+        if self._first + (self.unit == "epoch") > units and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            whole = "unit step, the run ends within its first epoch" if units == 0 else "an earlier start"
+            other = "" if isinstance(self.start, float) or units == 0 else ", or a fraction of the run such as 0.5"
             raise UsageError(
                 f"SWAG would start to collect at {self.unit} {self.start}, but the run has {units:.0f} whole "
-                f"{self.unit}s; give an earlier start, or a fraction of the run such as 0.5"
+                f"{self.unit}s; give {whole}{other}"
             )
         if self.schedule is not None:
             per = math.ceil(epoch) if self.unit == "epoch" else 1
             first = per if self.unit == "epoch" else 0
             install(
                 trainer, self.schedule, Steps(int(total), self._first * per, math.ceil(epoch), self.every * per, first)
+            )
+
+    def _check_plan(self) -> None:
+        """Refuse to mix snapshots of two plans: a fraction of a run is another epoch of a longer one."""
+        before = self._first_before
+        if before is not None and before != self._first and any(moments.count for moments in self.members):
+            raise UsageError(
+                f"SWAG's snapshots in the checkpoint were collected from {self.unit} {before} on, start {self.start} "
+                f"is {self.unit} {self._first} of this run; give the run its length of before, or a checkpoint from "
+                "before the first snapshot"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -243,20 +258,43 @@ class SWAG(PosteriorCallback):
         """
         before, self._seen = self._seen, trainer.global_step
         if self.unit == "step":
-            due = self._passed(self._seen) > self._passed(before)
+            due = any(self.should_collect(step_idx=index) for index in range(before, self._seen))
         else:
-            after = trainer.current_epoch - self._first
-            due = trainer.is_last_batch and after >= 0 and after % self.every == 0
+            due = trainer.is_last_batch and self.should_collect(epoch_idx=trainer.current_epoch)
         self._usable = usable_members(pl_module)
         if due:
             networks = weight_sets(pl_module)
             for index in active_members(pl_module):
                 self.members[index].update(networks[index])
 
-    def _passed(self, step: int) -> int:
-        """How many moments to collect at lie at or before an optimiser step; none before the first step."""
-        first = self._first or self.every
-        return 0 if step < first else (step - first) // self.every + 1
+    def should_collect(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """Whether a snapshot is due. Override it for a rule of your own; Lightning's ``should_update`` is its like.
+
+        Asked once after every optimiser step in ``unit: step``, once after the last step of every epoch otherwise.
+
+        Args:
+            step_idx: Index of the optimiser step just taken, from 0; None in ``unit: epoch``.
+            epoch_idx: Index of the epoch whose last step was just taken, from 0; None in ``unit: step``.
+
+        Returns:
+            By default, True at epochs ``start``, ``start + every`` and so on, or after ``start``, ``start + every`` and
+            so on optimiser steps (after ``every`` where ``start`` is 0).
+        """
+        if step_idx is not None:
+            after = step_idx + 1 - (self._first or self.every)
+        else:
+            assert epoch_idx is not None
+            after = epoch_idx - self._first
+        return after >= 0 and after % self.every == 0
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so where training ended, by early stopping for instance, before anything was collected."""
+        if not any(moments.count for moments in self.members) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"SWAG has collected nothing: training ended in epoch {trainer.current_epoch} after "
+                f"{trainer.global_step} steps, collection was to start at {self.unit} {self._first}; give an earlier "
+                "start, or let the run go on"
+            )
 
     # --- validation of the mean ----------------------------------------------------------------------------------
 
@@ -303,13 +341,14 @@ class SWAG(PosteriorCallback):
     def state_dict(self) -> dict[str, Any]:
         """The moments and where collection stands."""
         moments = [moments.state_dict() for moments in self.members]
-        return {"moments": moments, "usable": list(self._usable), "went_back": self._went_back}
+        return {"moments": moments, "usable": list(self._usable), "went_back": self._went_back, "first": self._first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the moments of a checkpoint."""
         self.members = [Moments.from_state_dict(state) for state in state_dict["moments"]]
         self._usable = tuple(state_dict["usable"])
         self._went_back = state_dict["went_back"]
+        self._first_before = state_dict.get("first")  # states of version 0.1.0 have none
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose snapshots were collected otherwise.

@@ -401,7 +401,7 @@ def test_sharding_strategies_are_refused_with_a_remedy() -> None:
 
     trainer = L.Trainer(**{**QUIET, "enable_checkpointing": False})
     trainer._accelerator_connector.strategy = FSDPStrategy()
-    with pytest.raises(UsageError, match="use a single device or strategy ddp"):
+    with pytest.raises(UsageError, match="a single device or ddp"):
         SWAG().setup(trainer, Classifier(), "fit")
 
 
