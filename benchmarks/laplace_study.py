@@ -33,7 +33,7 @@ TEMPERATURE = "+temperature"
 STRUCTURES = ("full", "ekfac", "kfac_reduce", "release", "diag")
 ROWS = {
     **{f"{s}_{p}": (s, Prior(precision=p)) for s in STRUCTURES for p in ("evidence", "validation")},
-    **{f"last_layer_{p}": ("full", Prior(precision=p, sites="last")) for p in ("evidence", "validation")},
+    **{f"last_layer_{p}": ("full", Prior(precision=p, subset_of_weights="last")) for p in ("evidence", "validation")},
     **{f"{s}_evidence{TEMPERATURE}": (s, Prior(temperature="validation")) for s in ("full", "ekfac")},
     "full_evidence_initial": ("full", Prior(mean="initial")),
     "full_evidence_by_factor_initial": ("full", Prior(groups="factor", mean="initial")),

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from bayeslora.callbacks.laplace_network import evaluating, initial_weights, member_network, network_of, stacked
 from bayeslora.callbacks.posterior import PosteriorCallback, usable_members, weight_sets
-from bayeslora.curvature.fit import STRUCTURES, Task, check_space, check_structure, rows_bytes
+from bayeslora.curvature.fit import FORMAT, STRUCTURES, Task, check_space, check_structure, rows_bytes
+from bayeslora.curvature.jacobian import contrast_mean
 from bayeslora.curvature.link import LINKS, Link, link
 from bayeslora.curvature.rows import Network
 from bayeslora.errors import UsageError, require_choice
@@ -23,28 +24,34 @@ from bayeslora.files import write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
 from bayeslora.models.in_place import restored_weights, write_weights
-from bayeslora.posteriors.laplace.fit import Fit, Prior
-from bayeslora.posteriors.laplace.selection import Choice
+from bayeslora.posteriors.laplace.blocks import BlockGaussian
+from bayeslora.posteriors.laplace.fit import CENTRES, MEANS, NEEDS_ROWS, Fit, Prior
+from bayeslora.posteriors.laplace.full import FullPosterior
+from bayeslora.posteriors.laplace.selection import NO_VALIDATION, Choice
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import load_posterior, save_posterior
 from bayeslora.types import GaussianPosterior, Posterior, Predictive
 
 AUTO, WEIGHT_SAMPLES = "auto", "weight_samples"
 MEMORY = "memory"
+_NOTICEABLE = 0.1  # share of a variance or of a precision from which on a loss is said
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 class Laplace(PosteriorCallback):
     r"""Laplace's approximation around a finished fine-tuning (MacKay, 1992; on LoRA: Yang et al., 2024).
 
-    Attach it to any LightningModule. When training ends, or before a test of weights for which there is none yet, the
-    Gauss-Newton matrix G of the training questions at the weights :math:`\theta` is fitted,
+    Attach it to any LightningModule. When training ends, while the module is still on its device, or before a test of
+    weights for which there is none yet, the Gauss-Newton matrix G of the training questions at the weights
+    :math:`\theta` is fitted,
 
     .. math:: q(w) = N\left(\theta,\; \Sigma\right), \qquad \Sigma = c\,(G + \Lambda)^{-1}, \qquad
         f(x) \sim N\left(f_\theta(x),\; J \Sigma J^T\right),
 
     the prior's precisions :math:`\Lambda` are chosen, and predictions are those of the network linearised at
-    :math:`\theta`. Every member of an ensemble has a Gaussian of its own, in a mixture. Every stage leaves its result
+    :math:`\theta`. With ``mean="refit"`` the Gaussian is around :math:`\theta + v`, the optimum that the linearised
+    network has under that prior (:mod:`bayeslora.posteriors.laplace.refit`), G is taken there, and J v is added to the
+    logits. Every member of an ensemble has a Gaussian of its own, in a mixture. Every stage leaves its result
     in ``<run folder>/laplace/<key>/``, where a run that was killed goes on and another prior is chosen without the
     model; the key tells weights, data and options from others.
 
@@ -54,9 +61,11 @@ class Laplace(PosteriorCallback):
             else ekfac.
         precision: Of the prior: ``evidence``, ``validation`` or a number, see
             :class:`~bayeslora.posteriors.laplace.fit.Prior`.
-        prior_mean: ``zero`` or ``initial``.
+        mean: Where the Gaussian is centred: at the ``trained`` weights, or by a ``refit`` at the optimum of the
+            linearised network; needs structure ``full``.
+        prior_mean: Where the prior is centred: ``zero``, the ``initial`` weights or the ``trained`` ones.
         groups: Which parameters have a precision of their own: ``one``, ``factor``, ``depth`` or ``cell``.
-        sites: What is uncertain: ``all``, ``A``, ``B``, ``early``, ``late`` or ``last``.
+        subset_of_weights: What is uncertain: ``all``, ``A``, ``B``, ``early``, ``late`` or ``last``.
         scale: Factor c on the covariance, or ``validation``.
         temperature: What logits are divided by, or ``validation``.
         predict: ``linearised`` (quadrature), ``probit``, ``mc`` (``samples`` draws of the logits), or
@@ -64,14 +73,15 @@ class Laplace(PosteriorCallback):
         samples: Number S of draws for ``mc``, ``weight_samples`` and each member of an ensemble.
         dtype: Of the Jacobians that are kept.
         max_jacobian_bytes: Most bytes of Jacobians, and of the directions of the posterior.
-        prune: Questions whose softmax has a covariance of a smaller trace are left out, see
-            :func:`~bayeslora.curvature.rows.collect`.
+        prune: Questions whose softmax has a covariance of a smaller trace than this share of the mean are left out,
+            see :func:`~bayeslora.curvature.rows.collect`; a refit needs and keeps all of them.
         directory: Where stages are kept; None for the run folder, ``memory`` for nowhere.
         seed: Seeds the draws; None takes the module's ``seed``, or 0.
         logits_fn: For modules that are not of this package: ``(module, batch)`` to logits ``[B, C]``.
         label_fn: Likewise: batch to labels ``[B]``.
         train_batches: Likewise: the training batches, each question once; None takes the trainer's.
         val_batches: Likewise: the validation batches.
+        sites: The former name of ``subset_of_weights``; refused.
 
     Raises:
         UsageError: options that are not allowed.
@@ -81,9 +91,11 @@ class Laplace(PosteriorCallback):
         self,
         structure: str = AUTO,
         precision: float | str = "evidence",
+        *,
+        mean: str = "trained",
         prior_mean: str = "zero",
         groups: str = "one",
-        sites: str = "all",
+        subset_of_weights: str = "all",
         scale: float | str = 1.0,
         temperature: float | str = 1.0,
         predict: str | None = "linearised",
@@ -97,7 +109,10 @@ class Laplace(PosteriorCallback):
         label_fn: Callable[[Any], Tensor] | None = None,
         train_batches: Iterable[Any] | None = None,
         val_batches: Iterable[Any] | None = None,
+        sites: str | None = None,
     ) -> None:
+        if sites is not None:
+            raise UsageError(f"Laplace's sites is called subset_of_weights now; give subset_of_weights={sites!r}")
         if predict == "samples":
             raise UsageError(
                 "Laplace does not sample weights: its Gaussian is that of the linearised network, and samples through "
@@ -110,17 +125,23 @@ class Laplace(PosteriorCallback):
         if structure != AUTO:
             check_structure(structure)
         require_choice("Laplace's dtype", dtype, _DTYPES)
+        require_choice("Laplace's mean", mean, MEANS)
+        require_choice("Laplace's prior_mean", prior_mean, CENTRES)
+        if mean == "refit" and structure not in (AUTO, "full"):
+            raise UsageError(f"Laplace's mean='refit' {NEEDS_ROWS}; here is structure={structure!r}")
         super().__init__(
             samples, "samples" if predict == WEIGHT_SAMPLES else predict and "linearised", False, seed, logits_fn
         )
         self.structure, self.link = structure, predict
-        self.prior = Prior(precision, prior_mean, groups, sites, scale, temperature)
+        self.prior = Prior(precision, prior_mean, groups, subset_of_weights, scale, temperature, mean)
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self.max_jacobian_bytes, self.prune, self.directory = float(max_jacobian_bytes), prune, directory
+        self.max_jacobian_bytes, self.directory = float(max_jacobian_bytes), directory
+        self.prune = 0.0 if mean == "refit" else prune
         self.label_fn, self.train_batches, self.val_batches = label_fn, train_batches, val_batches
         self.fits: list[Fit] = []
         self.report: dict[str, Any] = {}
         self._posterior: Posterior | None = None
+        self._said: set[str] = set()  # fits that were printed
         self._temperatures: list[float] = []
 
     @property
@@ -135,7 +156,7 @@ class Laplace(PosteriorCallback):
         parts = [
             "MultiLaplace" if isinstance(self._posterior, Mixture) else "Laplace",
             kind if kind not in ("full", AUTO) else "",
-            self.prior.sites if self.prior.sites != "all" else "",
+            self.prior.subset_of_weights if self.prior.subset_of_weights != "all" else "",
         ]
         return "_".join(filter(None, [*parts, "" if self.link in ("linearised", None) else self.link]))
 
@@ -153,8 +174,13 @@ class Laplace(PosteriorCallback):
                 "laplace on one device"
             )
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Fit around the weights that training ended with."""
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Fit around the weights that training ended with, while they are on their device.
+
+        Whatever becomes of the fit, the last checkpoint is on disk before it starts.
+        """
+        for checkpoint in trainer.checkpoint_callbacks:
+            checkpoint.on_train_end(trainer, pl_module)
         self.fit_to(trainer, pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -166,6 +192,15 @@ class Laplace(PosteriorCallback):
         super().on_test_start(trainer, pl_module)
 
     on_predict_start = on_test_start
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the prediction path, and give back what the device held of the posterior."""
+        super().on_test_end(trainer, pl_module)
+        for component in getattr(self._posterior, "components", [self._posterior]):
+            if isinstance(component, FullPosterior | BlockGaussian):
+                component.release()
+
+    on_predict_end = on_test_end
 
     @torch.inference_mode(False)  # tests run in inference mode, whose tensors no gradient may flow through
     @torch.no_grad()
@@ -196,7 +231,9 @@ class Laplace(PosteriorCallback):
         report = {"structure": structure, **report, "stages": task.stages}
         if task.folder is not None:
             write_json(task.folder / "report.json", report)
-        print(_line(report))
+        if task.key not in self._said:
+            self._said.add(task.key)
+            print(_line(report))
         return posterior, choice, report, fit
 
     def _structure(self, task: Task) -> str:
@@ -209,6 +246,11 @@ class Laplace(PosteriorCallback):
         needed = rows_bytes(task, sum(questions), contrasts)
         fits = rows_bytes(task, questions[0], contrasts) <= self.max_jacobian_bytes
         structure = ("full" if fits else "ekfac") if self.structure == AUTO else self.structure
+        if structure == "ekfac" and self.prior.posterior_mean == "refit":
+            raise UsageError(
+                f"Laplace's mean='refit' {NEEDS_ROWS}; they take {needed / 1e9:.3g} GB, max_jacobian_bytes is "
+                f"{self.max_jacobian_bytes:.3g}: raise it, take fewer questions, or mean='trained'"
+            )
         check_space(task, needed if structure == "full" else needed - rows_bytes(task, questions[0], contrasts))
         return structure
 
@@ -217,7 +259,7 @@ class Laplace(PosteriorCallback):
         train, validation = self._batches(trainer)
         needs_validation = "validation" in (self.prior.precision, self.prior.scale, self.prior.temperature)
         if needs_validation and validation is None:
-            raise UsageError("Laplace has no validation questions to choose by; use precision evidence or a number")
+            raise UsageError(NO_VALIDATION)
         key = self._key(trainer, pl_module, network)
         root = Path(trainer.default_root_dir) / "laplace" if self.directory is None else Path(self.directory)
         return Task(
@@ -242,13 +284,15 @@ class Laplace(PosteriorCallback):
             validation = datamodule.val_dataloader() if len(datamodule.val_questions) else None
         train = trainer.train_dataloader if train is None else train
         if train is None:
-            raise UsageError("Laplace has no training batches to fit to; give train_batches, or fit in this process")
+            raise UsageError(
+                "Laplace has no training batches to fit to; give it train_batches=[...], or call trainer.fit first"
+            )
         return train, validation
 
     def _key(self, trainer: L.Trainer, pl_module: L.LightningModule, network: Network) -> str:
         """Tells weights, base, data and options from others."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        options = [self.structure, self.dtype, self.prune, self.max_jacobian_bytes]
+        options = [self.structure, self.dtype, self.prune, self.max_jacobian_bytes, FORMAT]
         data = [getattr(datamodule, name, None) for name in ("fingerprint", "eval_batch_size", "seed", "labels")]
         base = getattr(network.model, "base_fingerprint", None)
         digest = hashlib.sha256(json.dumps([str(part) for part in (*options, *data, base)]).encode())
@@ -292,8 +336,8 @@ class Laplace(PosteriorCallback):
                 with restored_weights(network.parameters):
                     write_weights(network.parameters, mean)
                     logits, jacobian = network.jacobian(batch, names, torch.float32, None)
-            covariance = posterior.logit_covariance(jacobian)
-            return combine(logits[:, 1:] - logits[:, :1], covariance).tempered(temperature)
+            mean_of_contrasts = contrast_mean(logits, jacobian, posterior)
+            return combine(mean_of_contrasts / temperature, posterior.logit_covariance(jacobian) / temperature**2)
 
         return predict
 
@@ -327,8 +371,22 @@ def _line(report: dict[str, Any]) -> str:
     precision = ", ".join(f"{name} {value:.4g}" for name, value in report["precision"].items())
     seconds = sum(stage["seconds"] for stage in report["stages"].values())
     low, high = report["eigenvalues"]
+    refit = report.get("refit")
+    parts = (
+        [f", refitted in {refit['steps']} steps to a gradient norm of {refit['gradient_norm']:.0e}"] if refit else []
+    )
+    smallest = min(report["precision"].values())
+    if report["dropped_norm"] > _NOTICEABLE * smallest:
+        parts.append(
+            f"; the {report['dropped']} certain questions may hold curvature up to {report['dropped_norm']:.1e}, which "
+            "that precision does not hide: give a smaller prune"
+        )
+    if report.get("rounding", 0.0) > _NOTICEABLE:
+        parts.append(
+            f"; rounding raises the smallest variances by about {100 * report['rounding']:.0f} %, give dtype='float32'"
+        )
     return (
         f"laplace {report['structure']}: {report['questions']} questions ({report['dropped']} certain ones left out), "
         f"m {report.get('m', '-')}, precision {precision}, gamma {sum(report['gamma'].values()):.1f}, eigenvalues "
-        f"{low:.1e} to {high:.1e}, {seconds:.1f} s"
+        f"{low:.1e} to {high:.1e}, {seconds:.1f} s{''.join(parts)}"
     )

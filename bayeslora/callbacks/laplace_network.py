@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from bayeslora.callbacks.posterior import trainable_of
+from bayeslora.callbacks.posterior import trainable_of, weight_sets
 from bayeslora.curvature.jacobian import contrast_jacobian
 from bayeslora.curvature.linear_jacobian import linear_jacobian
 from bayeslora.curvature.rows import Network
@@ -22,6 +22,7 @@ from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction_path import LogitsFn
 from bayeslora.models.loading import initialise
 from bayeslora.models.members import as_member
+from bayeslora.types import AnswerBatch
 
 
 def network_of(
@@ -32,10 +33,11 @@ def network_of(
     Raises:
         UsageError: nothing is trainable, or a module of another kind without ``logits_fn``.
     """
-    parameters: dict[str, nn.Parameter] = trainable_of(pl_module)
+    trainable = trainable_of(pl_module)
+    parameters: dict[str, nn.Parameter] = {name: trainable[name] for name in weight_sets(pl_module)[0]}
     if not parameters:
         raise UsageError(f"{type(pl_module).__name__} has no trainable parameters, so there is no curvature to fit")
-    move = partial(move_data_to_device, device=pl_module.device)
+    move = partial(_moved, device=pl_module.device)
     if isinstance(pl_module, MultipleChoiceModule):
         model = pl_module.model
         jacobian = partial(contrast_jacobian, model)
@@ -50,6 +52,13 @@ def network_of(
         return linear_jacobian(pl_module, logits, batch, names, dtype, directions)
 
     return Network(parameters, logits, foreign, label_fn or (lambda batch: batch.label), move)
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    """A batch on a device; one of this package without waiting for its tensors one by one."""
+    if isinstance(batch, AnswerBatch):
+        return batch.to(device, non_blocking=True)
+    return move_data_to_device(batch, device)
 
 
 @contextmanager
@@ -80,7 +89,8 @@ def initial_weights(pl_module: L.LightningModule, network: Network, place: int |
     """The weights training began with: drawn again from the seed, where they were drawn at all."""
     if not isinstance(pl_module, MultipleChoiceModule) or pl_module.backbone.adapter:
         return None
-    initial = {name: torch.zeros_like(value, device="cpu") for name, value in network.parameters.items()}
+    # in the dtype they were drawn in: the same numbers, whatever the module was converted to since
+    initial = {n: torch.zeros(p.shape, dtype=torch.float32, device="cpu") for n, p in network.parameters.items()}
     if place is None:
         initialise(initial, pl_module.seed)
     else:

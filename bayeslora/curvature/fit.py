@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from time import monotonic
@@ -16,15 +17,25 @@ import torch
 from torch import Tensor
 
 from bayeslora.curvature.rows import Network, collect
-from bayeslora.curvature.stages import run_sweeps
-from bayeslora.curvature.structures import STRUCTURES as BLOCK_STRUCTURES
-from bayeslora.curvature.structures import gaussian, sweeps
+from bayeslora.curvature.stages import accumulate
+from bayeslora.curvature.structures import BLOCK_STRUCTURES, accumulators, gaussian
 from bayeslora.errors import UsageError, require_choice
 from bayeslora.files import write_json
 from bayeslora.posteriors.laplace.cells import cells_of, names_of
 from bayeslora.posteriors.laplace.curvature import BlockCurvature, Curvature, Groups
-from bayeslora.posteriors.laplace.fit import Fit
-from bayeslora.posteriors.laplace.function_space import ROWS, FunctionSpace, Grams, contrasts_of, gram_matrices
+from bayeslora.posteriors.laplace.fit import CENTRES, Fit, distances
+from bayeslora.posteriors.laplace.function_space import Directions, FunctionSpace
+from bayeslora.posteriors.laplace.grams import (
+    ROWS,
+    Grams,
+    columns_of,
+    contrasts_of,
+    gram_matrices,
+    padded,
+    restored,
+    stored,
+)
+from bayeslora.posteriors.laplace.refitted import RefittedSpace
 from bayeslora.posteriors.laplace.selection import Validation
 from bayeslora.posteriors.laplace.shards import (
     DiskShards,
@@ -34,10 +45,13 @@ from bayeslora.posteriors.laplace.shards import (
     load_checked,
     save_checked,
 )
+from bayeslora.posteriors.laplace.softmax import softmax_root
 from bayeslora.posteriors.state import parameters_of, state_of
 
 _WEIGHTS, _RECORD, _GRAMS = "weights.safetensors", "fit.json", "grams.safetensors"
-_SMALL, _LONG = 512, 10.0  # rows of a decomposition that is timed, and seconds from which on an estimate is printed
+_SMALL, _SMALL_ON_GPU = 512, 4096  # rows of a decomposition that is timed
+_LONG = 10.0  # seconds from which on an estimate is printed
+FORMAT = 2  # of the stages in a fit's folder
 Watch = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
@@ -112,7 +126,7 @@ def fit_full(task: Task) -> Fit:
             names,
             train,
             task.dtype,
-            prune=task.prune,
+            task.prune,
         )
         collect_validation(task, validation)
     mean = task.mean
@@ -124,18 +138,24 @@ def fit_full(task: Task) -> Fit:
     if task.folder is not None:
         initial = state_of("initial", task.initial or {})
         save_checked(task.folder / _WEIGHTS, {**state_of("mean", mean), **initial}, task.key)
-        plain = {"key": task.key, "names": names, "figures": figures, "max_bytes": task.max_bytes}
+        plain = {"format": FORMAT, "key": task.key, "names": names, "figures": figures, "max_bytes": task.max_bytes}
         write_json(task.folder / _RECORD, {**plain, "dtype": str(task.dtype)})
     return _full(mean, task.initial, grams, (train, validation), figures, task.max_bytes, task.dtype)
 
 
 def _announce(gram: Tensor) -> None:
-    """Say how long the decomposition will take where that is long: by the cube of a small one."""
-    rows, started = len(gram[0]), monotonic()
-    if rows <= _SMALL:
+    """Say how long the decomposition will take where that is long: by the cube of a smaller one.
+
+    The smaller one is large enough to keep the device busy, and is not the first that the device is asked for.
+    """
+    rows, small = len(gram[0]), _SMALL_ON_GPU if gram.is_cuda else _SMALL
+    if rows <= small:
         return
-    torch.linalg.eigh(gram[0, :_SMALL, :_SMALL])[0].sum().item()
-    seconds = (monotonic() - started) * (rows / _SMALL) ** 3
+    part = gram[0, :small, :small]
+    torch.linalg.eigh(part[:64, :64])[0].sum().item()
+    started = monotonic()
+    torch.linalg.eigh(part)[0].sum().item()
+    seconds = (monotonic() - started) * (rows / small) ** 3
     if seconds > _LONG:
         print(f"laplace: the eigendecomposition of {rows} rows will take about {seconds:.0f} s")
 
@@ -150,11 +170,22 @@ def _full(
     dtype: torch.dtype,
 ) -> Fit:
     train, cell_of = shards[0], cells_of(mean)
+    directions = Directions(mean, names_of(cell_of), train, max_bytes, dtype)
+    trained, label = _answered(train)
 
     def curvature(groups: Groups) -> Curvature:
-        return FunctionSpace(mean, grams, groups, names_of(cell_of), train, max_bytes, dtype)
+        root = softmax_root(trained).to(grams.train.device)
+        return FunctionSpace(grams, root, groups, directions)
 
-    return Fit(mean, initial, cell_of, *_labelled(*shards), curvature, figures)
+    def refitted(groups: Groups, centre: str, distance: Mapping[str, Tensor]) -> RefittedSpace:
+        if figures["dropped"]:
+            raise UsageError(
+                f"mean='refit' needs the rows of all training questions, {figures['dropped']} were left out; fit again "
+                "with mean='refit', or with prune=0"
+            )
+        return RefittedSpace(grams, trained, label, groups, directions, centre, distance)
+
+    return Fit(mean, initial, cell_of, *_labelled(*shards), curvature, figures, refitted)
 
 
 def load_full(folder: Path) -> Fit:
@@ -169,11 +200,13 @@ def load_full(folder: Path) -> Fit:
     if not (folder / _RECORD).exists():
         raise UsageError(f"{folder} holds no complete fit ({_RECORD} is missing); run bayeslora laplace first")
     record = json.loads((folder / _RECORD).read_text())
+    if record.get("format") != FORMAT:
+        raise UsageError(f"{folder} was left by another version of bayeslora; run bayeslora laplace again")
     state = load_checked(folder / _WEIGHTS, record["key"])
     mean, initial = parameters_of("mean", state), parameters_of("initial", state)
     mean = {name: mean[name] for name in record["names"]}
     cells = list(dict.fromkeys(cells_of(mean).values()))
-    grams = Grams(cells, **load_checked(folder / _GRAMS, record["key"]))
+    grams = restored(cells, load_checked(folder / _GRAMS, record["key"]))
     train, validation = (DiskShards(folder / split, record["key"]) for split in ("train", "validation"))
     dtype = getattr(torch, record["dtype"].removeprefix("torch."))
     return _full(mean, initial or None, grams, (train, validation), record["figures"], record["max_bytes"], dtype)
@@ -183,28 +216,31 @@ def collect_validation(task: Task, shards: Shards | None) -> None:
     """The contrasts' Jacobians of the validation questions, all of them."""
     if task.validation is not None and shards is not None:
         batches = task.watch(task.validation, "Jacobians of the validation questions")
-        collect(task.network, batches, list(task.network.parameters), shards, task.dtype, directions=None)
+        collect(task.network, batches, list(task.network.parameters), shards, task.dtype)
 
 
 def _labelled(train: Shards, validation: Shards | None) -> tuple[float, Validation | None]:
     """The training labels' log-likelihood, and the validation questions."""
-    likelihood = sum(
-        logits.log_softmax(-1).gather(-1, label[:, None]).sum().item()
-        for logits, label in zip(train.stacked("logits"), train.stacked("label"), strict=True)
-    )
+    logits, label = _answered(train)
+    likelihood = logits.log_softmax(-1).gather(-1, label[:, None]).sum().item()
     if validation is None or not len(validation):
         return likelihood, None
-    logits = validation.stacked("logits")
+    logits, label = _answered(validation)
+    return likelihood, Validation(logits[:, 1:] - logits[:, :1], label)
+
+
+def _answered(shards: Shards) -> tuple[Tensor, Tensor]:
+    """Logits ``[N, C]`` of all questions, minus infinity at absent options, and their labels ``[N]``."""
+    logits = shards.stacked("logits")
     width = max(one.shape[1] for one in logits)
-    padded = [torch.nn.functional.pad(one, (0, width - one.shape[1]), value=-torch.inf) for one in logits]
-    every = torch.cat(padded)
-    return likelihood, Validation(every[:, 1:] - every[:, :1], torch.cat(validation.stacked("label")))
+    same = [torch.nn.functional.pad(one, (0, width - one.shape[1]), value=-torch.inf) for one in logits]
+    return torch.cat(same), torch.cat(shards.stacked("label"))
 
 
 def _counts(train: Shards) -> dict[str, Any]:
     """Questions used and left out, and an estimate of the norm of what was left out.
 
-    The estimate takes the largest gain (squared norm of a row over its curvature) of any batch.
+    The estimate is the sum of the traces left out times the largest squared norm of a question's Jacobian.
     """
     kept = torch.cat(train.stacked("kept"))
     lost, gain = torch.cat(train.stacked("lost")).sum().item(), max(train.stacked("gain")).item()
@@ -217,10 +253,12 @@ def _grams(task: Task, train: Shards, validation: Shards | None, cell_of: Mappin
     file = None if task.folder is None else task.folder / _GRAMS
     cells = list(dict.fromkeys(cell_of[name] for name in sizes))
     if file is not None and file.exists():
-        return Grams(cells, **load_checked(file, task.key))
-    grams = gram_matrices(train, validation, sizes, cell_of, task.device)
+        return restored(cells, load_checked(file, task.key))
+    known = [centre for centre in CENTRES if centre != "initial" or task.initial is not None]
+    centres = {centre: distances(task.mean, task.initial, centre) for centre in known}
+    grams = gram_matrices(train, validation, sizes, cell_of, centres, task.device)
     if file is not None:
-        save_checked(file, {"train": grams.train, "cross": grams.cross, "own": grams.own}, task.key)
+        save_checked(file, stored(grams), task.key)
     return grams
 
 
@@ -237,10 +275,12 @@ def fit_blocks(task: Task, structure: str) -> Fit:
     shapes = {name: tuple(parameter.shape) for name, parameter in task.network.parameters.items()}
     with task.stage("collect"):
         collect(task.network, task.watch(task.train, "training questions"), [], train, task.dtype)
-        passes = sweeps(structure, shapes, device=task.device, dtype=torch.promote_types(task.dtype, torch.float32))
-        sweep = run_sweeps(passes, model, task.passed, task.folder, task.key)
+        passes = accumulators(
+            structure, shapes, device=task.device, dtype=torch.promote_types(task.dtype, torch.float32)
+        )
+        accumulator = accumulate(passes, model, task.passed, task.folder, task.key)
         collect_validation(task, validation)
-    cell_of, fitted = cells_of(names), gaussian(sweep, task.mean)
+    cell_of, fitted = cells_of(names), gaussian(accumulator, task.mean)
 
     def curvature(groups: Groups) -> Curvature:
         cells = names_of(cell_of)
@@ -255,16 +295,13 @@ def _jacobians(shards: Shards | None, shapes: Mapping[str, tuple[int, ...]]) -> 
     if shards is None:
         return
     present, start = contrasts_of(shards), 0
-    for index, logits in enumerate(shards.stacked("logits")):
-        own = present[start : start + len(logits)]
-        start += len(logits)
-        jacobian = {}
-        for name, shape in shapes.items():
-            rows = shards.read(index, f"{ROWS}{name}").float()
-            padded = rows.new_zeros(*own.shape, rows.shape[-1])
-            padded[own] = rows
-            jacobian[name] = padded.view(*own.shape, *shape)
-        yield jacobian
+    columns = columns_of({name: prod(shape) for name, shape in shapes.items()})
+    with shards.reading():
+        for index, logits in enumerate(shards.stacked("logits")):
+            own = present[start : start + len(logits)]
+            start += len(logits)
+            rows = padded(shards.read(index, ROWS).float(), own)
+            yield {n: rows[..., columns[n]].reshape(*own.shape, *shape) for n, shape in shapes.items()}
 
 
 STRUCTURES: dict[str, Callable[[Task], Fit]] = {

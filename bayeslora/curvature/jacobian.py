@@ -7,7 +7,7 @@ sum over the batch is every question's own. Only gradients of activations are ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -155,7 +155,20 @@ def linearised(
         UsageError: a posterior over parameters that are not trainable linear maps'.
     """
     logits, jacobian = contrast_jacobian(model, batch, posterior.mean().keys(), dtype)
-    return Predictive.from_gaussian(logits[:, 1:] - logits[:, :1], posterior.logit_covariance(jacobian))
+    return Predictive.from_gaussian(contrast_mean(logits, jacobian, posterior), posterior.logit_covariance(jacobian))
+
+
+def contrast_mean(logits: Tensor, jacobian: Mapping[str, Tensor], posterior: GaussianPosterior) -> Tensor:
+    """The mean of the linearised model's contrasts ``[B, C-1]``: those of the network, and ``J v`` of a refit.
+
+    Args:
+        logits: The network's ``[B, C]``, at the posterior's weights.
+        jacobian: Of its contrasts, name to ``[B, C-1, *shape]``.
+        posterior: A Gaussian; one that is centred elsewhere than at those weights has a ``logit_shift``.
+    """
+    contrasts = logits[:, 1:] - logits[:, :1]
+    shift = getattr(posterior, "logit_shift", None)
+    return contrasts if shift is None else contrasts + shift(jacobian)
 
 
 def _tokens(tensor: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from bayeslora.types import AnswerBatch
 RANK = 32  # eigenpairs kept of a long side's factor
 
 
-class KroneckerSweep:
+class KroneckerAccumulator:
     r"""J-KFAC: both factors from the rows of the Jacobian as matrices ``[o, i]``.
 
     .. math:: G_W \approx \frac{S_o \otimes S_i}{\mathrm{tr}\, S_i}, \qquad
@@ -78,7 +78,7 @@ class KroneckerSweep:
             sums.load_state_dict(parameters_of(name, state))
 
 
-class EigenSweep:
+class EigenAccumulator:
     r"""J-EKFAC: the curvatures :math:`\sum (U^T \tilde J V)_{kl}^2` along given eigenvectors, exact ones.
 
     George et al., "Fast approximate natural gradient descent in a Kronecker-factored eigenbasis" (2018), on the rows of
@@ -115,7 +115,7 @@ class EigenSweep:
             values.copy_(state[name])
 
 
-class DiagonalSweep:
+class DiagonalAccumulator:
     r"""The exact diagonal :math:`\sum \tilde J^2` of the Gauss-Newton matrix, over whole questions.
 
     Args:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from bayeslora.curvature.jacobian import Call, contrast_gradients
-from bayeslora.curvature.kfac import RANK, KroneckerSweep
+from bayeslora.curvature.kfac import RANK, KroneckerAccumulator
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.posteriors.laplace.kronecker import KroneckerBlock
 from bayeslora.posteriors.laplace.softmax import softmax_root
 from bayeslora.types import AnswerBatch
 
 
-class TokenSweep(KroneckerSweep):
+class TokenAccumulator(KroneckerAccumulator):
     r"""KFAC from gradients g and inputs x token by token, in one of three ways to share weights over T tokens.
 
     - ``expand``: :math:`S_o = \sum_{n,t} g g^T`, :math:`S_i = \sum_{n,t} x x^T` divided by the number of all tokens;
@@ -33,9 +33,9 @@ class TokenSweep(KroneckerSweep):
 
     Args:
         sharing: ``expand``, ``reduce`` or ``release``.
-        shapes: As in :class:`KroneckerSweep`.
-        rank: As in :class:`KroneckerSweep`.
-        device: As in :class:`KroneckerSweep`.
+        shapes: As in :class:`KroneckerAccumulator`.
+        rank: As in :class:`KroneckerAccumulator`.
+        device: As in :class:`KroneckerAccumulator`.
     """
 
     def __init__(

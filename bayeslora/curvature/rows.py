@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bayeslora.curvature.jacobian import Directions
 from bayeslora.errors import RunError, UsageError
 from bayeslora.models.answer_model import AnswerModel
-from bayeslora.posteriors.laplace.function_space import ROWS
+from bayeslora.posteriors.laplace.grams import ROWS
 from bayeslora.posteriors.laplace.shards import Shards
 from bayeslora.posteriors.laplace.softmax import softmax_root
 from bayeslora.types import AnswerBatch
@@ -46,15 +46,20 @@ def collect(
     names: Sequence[str],
     shards: Shards,
     dtype: torch.dtype,
-    directions: Directions | None = softmax_root,
     prune: float = 0.0,
 ) -> None:
-    r"""Write the rows :math:`R_n^T J_n` of every question, with logits ``[B, C]`` and labels, batch by batch.
+    r"""Write the contrasts' Jacobian of every question, with logits ``[B, C]`` and labels, batch by batch.
 
-    A question whose :math:`\mathrm{tr}\,\Lambda_n` is below ``prune``, since the model is certain of it, costs a
-    forward pass alone: it has no rows, and its trace is kept in ``lost``. Leaving such questions'
-    :math:`E = \sum_n J_n^T \Lambda_n J_n` out of the Gauss-Newton matrix raises variances S to at most
-    :math:`(1 + \|E\| / \lambda) S`.
+    Its rows ``[rows, P]`` hold all parameters side by side, in the order of ``names``; they are not weighted by the
+    curvature of the softmax, so that other logits can weight them anew.
+
+    A question of which the model is certain adds next to nothing to the Gauss-Newton matrix. Where the trace of its
+    softmax's covariance :math:`\Lambda_n` is below ``prune`` times the mean trace of the questions so far, it costs a
+    forward pass alone and has no rows; its trace is kept in ``lost``. In all at most a share of
+    ``prune`` :math:`(1 + \log N)` of the traces is lost so. Leaving such questions'
+    :math:`E = \sum_n J_n^T \Lambda_n J_n` out raises variances S to at most :math:`(1 + \|E\| / \lambda) S`.
+
+    The device is waited for a few times a batch, however many parameters there are.
 
     Args:
         network: The module.
@@ -62,38 +67,35 @@ def collect(
         names: Parameters to differentiate by.
         shards: Where everything goes.
         dtype: Of the rows.
-        directions: The roots R; None for the contrasts themselves.
-        prune: Least trace of a question that is kept.
+        prune: Share of the mean trace below which a question is left out; 0 keeps every question.
 
     Raises:
         UsageError: logits that differ from one evaluation to the next.
         RunError: a logit or an entry of a Jacobian that is not finite.
     """
+    traces = torch.zeros(0, dtype=torch.float64, device="cpu")
     for index, batch in enumerate(batches):
         if index in shards:
+            traces = torch.cat([traces, shards.read(index, "trace")])
             continue
         batch = network.move(batch)
         with torch.no_grad():
-            logits = network.logits(batch).detach().double()
+            logits = network.logits(batch).detach().double().cpu()
             if index == 0:
-                _refuse_noise(logits, network.logits(batch))
-        label = network.label(batch)
+                _refuse_noise(logits, network.logits(batch).cpu())
         trace = softmax_root(_finite(logits, index)).square().sum((-2, -1))
-        keep = trace >= prune
-        rows, kept = _rows(network, batch, keep, names, dtype, directions)
-        size = sum(
-            (value.double().square().sum().cpu() for value in rows.values()),
-            torch.zeros((), dtype=torch.float64, device="cpu"),
-        )
+        traces = torch.cat([traces, trace])
+        rows, kept = _rows(network, batch, logits, trace >= prune * traces.mean(), names, dtype)
         shards.write(
             index,
             {
                 "logits": logits,
-                "label": label,
+                "label": network.label(batch),
+                "trace": trace,
                 "lost": trace.masked_fill(kept, 0.0),
                 "kept": kept,
-                "gain": size / trace[kept].sum().cpu().clamp(min=torch.finfo(torch.float64).tiny),
-                **{f"{ROWS}{name}": value for name, value in rows.items()},
+                "gain": _largest_square(rows, logits[kept]),
+                ROWS: rows,
             },
         )
 
@@ -101,38 +103,49 @@ def collect(
 def _rows(
     network: Network,
     batch: Any,
+    logits: Tensor,
     keep: Tensor,
     names: Sequence[str],
     dtype: torch.dtype,
-    directions: Directions | None,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Rows of the present contrasts of the questions kept, name to ``[rows, numel]``, and which were kept."""
+) -> tuple[Tensor, Tensor]:
+    """Rows ``[rows, P]`` of the present contrasts of the questions kept, on the CPU, and which were kept."""
     if not names or not keep.any():
-        return {
-            name: torch.zeros(0, network.parameters[name].numel(), dtype=dtype, device="cpu") for name in names
-        }, keep
+        size = sum(network.parameters[name].numel() for name in names)
+        return torch.zeros(0, size, dtype=dtype, device="cpu"), keep
     part = batch
     if isinstance(batch, AnswerBatch) and not keep.all():
         part = select_questions(batch, keep)
     else:
         keep = torch.ones_like(keep)
-    logits, jacobian = network.jacobian(part, names, dtype, directions)
-    present = logits[:, 1:].isfinite()
-    rows = {name: value.flatten(2)[present] for name, value in jacobian.items()}
-    for name, value in rows.items():
-        if not value.isfinite().all():
-            raise RunError(f"the Jacobian of {name} is not finite; look for an overflow in the model's dtype")
+    jacobian = network.jacobian(part, names, dtype, None)[1]
+    flat = torch.cat([jacobian.pop(name).flatten(2) for name in names], -1)
+    rows = flat.cpu()[logits[keep][:, 1:].isfinite()[:, : flat.shape[1]]]
+    if not torch.linalg.vector_norm(rows, dtype=torch.float64).isfinite():
+        sizes = [network.parameters[name].numel() for name in names]
+        parts = zip(names, rows.split(sizes, 1), strict=True)
+        name = next(name for name, part in parts if not part.isfinite().all())
+        raise RunError(f"the Jacobian of {name} is not finite; look for an overflow in the model's dtype")
     return rows, keep
+
+
+def _largest_square(rows: Tensor, logits: Tensor) -> Tensor:
+    """The largest squared norm of a question's Jacobian, which bounds its curvature by its trace."""
+    if not len(rows):
+        return torch.zeros((), dtype=torch.float64, device="cpu")
+    squares = torch.zeros(logits[:, 1:].shape, dtype=torch.float64, device="cpu")
+    squares[logits[:, 1:].isfinite()] = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+    return squares.sum(-1).max()
 
 
 def select_questions(batch: AnswerBatch, keep: Tensor) -> AnswerBatch:
     """The questions of a batch for which ``keep [B]`` is true, with all of their rows."""
-    rows = keep[batch.example_of_row]
+    here = keep.to(batch.example_of_row.device)
+    rows, questions = here[batch.example_of_row].nonzero()[:, 0], keep.nonzero()[:, 0].to(here.device)
     of_rows = ("input_ids", "attention_mask", "option_of_row", "token_type_ids")
     of_questions = ("answer_ids", "answer_mask", "label", "example_id", "option_order")
     parts = {name: getattr(batch, name) for name in (*of_rows, *of_questions)}
-    chosen = {name: t[rows if name in of_rows else keep] for name, t in parts.items() if t is not None}
-    return replace(batch, **chosen, example_of_row=(keep.cumsum(0) - 1)[batch.example_of_row[rows]])
+    chosen = {name: t[rows if name in of_rows else questions] for name, t in parts.items() if t is not None}
+    return replace(batch, **chosen, example_of_row=(here.cumsum(0) - 1)[batch.example_of_row[rows]])
 
 
 def _refuse_noise(one: Tensor, other: Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bayeslora.curvature.structures import Sweep
+from bayeslora.curvature.structures import Accumulator
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.posteriors.laplace.shards import load_checked, save_checked
 
@@ -17,21 +17,21 @@ SAVE_EVERY = 60.0  # seconds between two writings of the sums
 _TAKEN = "batches_taken"
 
 
-def run_sweeps(
-    sweeps: Iterable[Sweep],
+def accumulate(
+    accumulators: Iterable[Accumulator],
     model: AnswerModel,
     batches: Callable[[int], Iterable[Any]],
     folder: Path | None,
     key: str,
     save_every: float = SAVE_EVERY,
-) -> Sweep:
+) -> Accumulator:
     """Run passes one after another, each on all batches, and give back the last.
 
     After every batch the sums on disk, if any, are at most ``save_every`` seconds old; what is on disk is not computed
     again, and a pass goes on bit for bit.
 
     Args:
-        sweeps: The passes; each is asked for when the one before has seen all batches.
+        accumulators: The passes; each is asked for when the one before has seen all batches.
         model: The model.
         batches: Number of a pass to its batches on the model's device, always in the same order.
         folder: Where the sums are kept; None keeps them in memory.
@@ -41,26 +41,26 @@ def run_sweeps(
     Raises:
         UsageError: sums on disk that are damaged or belong to another key.
     """
-    for number, sweep in enumerate(sweeps):
+    for number, accumulator in enumerate(accumulators):
         file = None if folder is None else folder / f"pass-{number}.safetensors"
         taken = 0
         if file is not None and file.exists():
             state = load_checked(file, key)
             taken = int(state.pop(_TAKEN))
-            sweep.load_state_dict(state)
+            accumulator.load_state_dict(state)
         started, saved = monotonic(), taken
         for index, batch in enumerate(batches(number)):
             if index < taken:
                 continue
-            sweep.update(model, batch)
+            accumulator.update(model, batch)
             taken = index + 1
             if file is not None and monotonic() - started >= save_every:
-                _save(file, sweep, taken, key)
+                _save(file, accumulator, taken, key)
                 started, saved = monotonic(), taken
         if file is not None and taken > saved:
-            _save(file, sweep, taken, key)
-    return sweep
+            _save(file, accumulator, taken, key)
+    return accumulator
 
 
-def _save(file: Path, sweep: Sweep, taken: int, key: str) -> None:
-    save_checked(file, {**sweep.state_dict(), _TAKEN: torch.tensor(taken, device="cpu")}, key)
+def _save(file: Path, accumulator: Accumulator, taken: int, key: str) -> None:
+    save_checked(file, {**accumulator.state_dict(), _TAKEN: torch.tensor(taken, device="cpu")}, key)

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bayeslora.curvature.kfac import RANK, DiagonalSweep, EigenSweep, KroneckerSweep
-from bayeslora.curvature.kfac_tokens import TokenSweep
+from bayeslora.curvature.kfac import RANK, DiagonalAccumulator, EigenAccumulator, KroneckerAccumulator
+from bayeslora.curvature.kfac_tokens import TokenAccumulator
 from bayeslora.errors import require_choice
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.posteriors.laplace.diagonal import DiagonalPosterior
@@ -17,10 +17,10 @@ from bayeslora.posteriors.laplace.kronecker import KroneckerPosterior
 from bayeslora.types import AnswerBatch
 
 _SHARING = {"kfac_expand": "expand", "kfac_reduce": "reduce", "release": "release"}
-STRUCTURES = ("kfac", "ekfac", *_SHARING, "diag")
+BLOCK_STRUCTURES = ("kfac", "ekfac", *_SHARING, "diag")
 
 
-class Sweep(Protocol):
+class Accumulator(Protocol):
     """One pass over the training questions."""
 
     def update(self, model: AnswerModel, batch: AnswerBatch) -> Tensor:
@@ -40,18 +40,19 @@ class Sweep(Protocol):
         ...
 
 
-def sweeps(
+def accumulators(
     structure: str,
     shapes: Mapping[str, Sequence[int]],
     rank: int | None = RANK,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Iterator[Sweep]:
+) -> Iterator[Accumulator]:
     """The passes over the data that a structure takes; each is to see all questions before the next is asked for.
 
     Args:
-        structure: ``kfac`` (:class:`KroneckerSweep`), ``ekfac`` (that and :class:`EigenSweep`), ``kfac_expand``,
-            ``kfac_reduce``, ``release`` (:class:`TokenSweep`) or ``diag`` (:class:`DiagonalSweep`).
+        structure: ``kfac`` (:class:`KroneckerAccumulator`), ``ekfac`` (that and :class:`EigenAccumulator`),
+            ``kfac_expand``, ``kfac_reduce``, ``release`` (:class:`TokenAccumulator`) or ``diag``
+            (:class:`DiagonalAccumulator`).
         shapes: Parameter name to its shape.
         rank: Eigenpairs of a long side's factor; None for full factors.
         device: Where the sums are kept.
@@ -60,31 +61,31 @@ def sweeps(
     Raises:
         UsageError: another structure, a rank below 1.
     """
-    require_choice("the structure", structure, STRUCTURES)
+    require_choice("the structure", structure, BLOCK_STRUCTURES)
     if structure == "diag":
-        yield DiagonalSweep(shapes, device, dtype)
+        yield DiagonalAccumulator(shapes, device, dtype)
     elif structure in _SHARING:
-        yield TokenSweep(_SHARING[structure], shapes, rank, device)
+        yield TokenAccumulator(_SHARING[structure], shapes, rank, device)
     else:
-        first = KroneckerSweep(shapes, rank, device, dtype)
+        first = KroneckerAccumulator(shapes, rank, device, dtype)
         yield first
         if structure == "ekfac":
-            yield EigenSweep(first.blocks(), dtype)
+            yield EigenAccumulator(first.blocks(), dtype)
 
 
 def gaussian(
-    sweep: Sweep, mean: Mapping[str, Tensor], precision: float | Mapping[str, float] = 1.0
+    accumulator: Accumulator, mean: Mapping[str, Tensor], precision: float | Mapping[str, float] = 1.0
 ) -> KroneckerPosterior | DiagonalPosterior:
     """The Gaussian that the last pass leads to.
 
     Args:
-        sweep: The pass, with all questions in.
+        accumulator: The pass, with all questions in.
         mean: The weights it was taken at; those without curvature are known for certain.
         precision: Of the prior: one for all, or parameter name to value.
 
     Raises:
         UsageError: a precision that is not above 0.
     """
-    family = DiagonalPosterior if isinstance(sweep, DiagonalSweep) else KroneckerPosterior
-    blocks = {name: block.to(torch.device("cpu"), torch.float64) for name, block in sweep.blocks().items()}
+    family = DiagonalPosterior if isinstance(accumulator, DiagonalAccumulator) else KroneckerPosterior
+    blocks = {name: block.to(torch.device("cpu"), torch.float64) for name, block in accumulator.blocks().items()}
     return family(mean, blocks, precision)

@@ -93,7 +93,7 @@ def test_another_prior_needs_no_model(fitted: Path) -> None:
 
 
 def test_the_command_on_a_finished_run_and_on_an_adapter(plain: Path, data: Path, tmp_path: Path) -> None:
-    options = ["--trainer.callbacks.precision=30", "--trainer.callbacks.sites=B"]
+    options = ["--trainer.callbacks.precision=30", "--trainer.callbacks.subset_of_weights=B"]
     assert main(command(plain, data, tmp_path, "--ckpt_path=last", *options)) == 0
     assert metrics(plain)["method"] == "mle+laplace_b"
     posterior = load_posterior(plain / "posterior")
@@ -129,7 +129,7 @@ def test_the_last_layer_alone(plain: Path, data: Path, tmp_path: Path) -> None:
         (["--trainer.callbacks.predict=samples"], "does not sample weights"),
         (["--trainer.callbacks.structure=exact"], "structure is 'exact'; allowed: full"),
         (["--trainer.callbacks.precision=-1"], "precision is -1"),
-        (["--trainer.callbacks.sites=middle"], "sites are 'middle'; allowed"),
+        (["--trainer.callbacks.subset_of_weights=middle"], "subset_of_weights is 'middle'; allowed"),
         (["--trainer.callbacks.dtype=int8"], "dtype is 'int8'; allowed"),
         (["--trainer.callbacks.prior_mean=initial"], "initial weights are not known"),
         (["--trainer.callbacks.directory=/proc/nowhere"], "directory"),

@@ -7,7 +7,7 @@ import torch
 
 from bayeslora.curvature.fit import STRUCTURES
 from bayeslora.curvature.jacobian import contrast_jacobian
-from bayeslora.curvature.structures import STRUCTURES as BLOCKS
+from bayeslora.curvature.structures import BLOCK_STRUCTURES as BLOCKS
 from bayeslora.posteriors.laplace.fit import Fit, Prior
 from bayeslora.posteriors.state import load_posterior, save_posterior
 from tests.curvature.laplace_tasks import TARGETS, batches, task
@@ -64,7 +64,7 @@ def test_the_prior_is_chosen_again_without_the_model(structure: str, model: Any)
 
 @SOME
 def test_some_sites_are_uncertain_and_the_others_known(structure: str, model: Any, tmp_path: Any) -> None:
-    posterior, _, _ = fitted(structure, model).choose(Prior(2.0, sites="last"))
+    posterior, _, _ = fitted(structure, model).choose(Prior(2.0, subset_of_weights="last"))
     assert posterior.mean().keys() == model.trainable().keys()
     assert all("lm_head" in name for name in posterior.blocks)
     save_posterior(posterior, tmp_path / "posterior")

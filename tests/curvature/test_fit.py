@@ -64,7 +64,7 @@ def test_covariance_evidence_and_gamma_are_those_of_the_dense_matrix(model: Answ
 @pytest.mark.parametrize(("sites", "groups"), [("all", "factor"), ("all", "cell"), ("late", "depth"), ("last", "one")])
 def test_groups_and_sites_are_those_of_the_dense_matrix(model: AnswerModel, sites: str, groups: str) -> None:
     fit = fit_full(task(model, batches(), [TEST]))
-    fitted, choice, report = fit.choose(Prior("evidence", sites=sites, groups=groups))
+    fitted, choice, report = fit.choose(Prior("evidence", subset_of_weights=sites, groups=groups))
     sizes = {name: parameter.numel() for name, parameter in model.trainable().items()}
     precision = torch.cat([torch.full((n,), fitted.precision.get(name, 0.0)) for name, n in sizes.items()]).double()
     used = precision > 0
@@ -79,7 +79,7 @@ def test_groups_and_sites_are_those_of_the_dense_matrix(model: AnswerModel, site
 
 
 def test_a_choice_of_sites_is_a_fit_to_them_alone(model: AnswerModel) -> None:
-    chosen = posterior(model, batches(), Prior(0.7, sites="A"))
+    chosen = posterior(model, batches(), Prior(0.7, subset_of_weights="A"))
     for name, parameter in model.trainable().items():
         parameter.requires_grad_(".lora_A." in name)
     alone = posterior(model, batches(), Prior(0.7))
@@ -162,7 +162,7 @@ def test_questions_left_out_widen_by_no_more_than_their_bound(model: AnswerModel
 
 
 def test_draws_have_the_covariance(model: AnswerModel) -> None:
-    fitted = posterior(model, batches(), Prior(2.0, sites="B"))
+    fitted = posterior(model, batches(), Prior(2.0, subset_of_weights="B"))
     n = 4000
     draws = fitted.sample(n, torch.Generator().manual_seed(0))
     jacobian = contrast_jacobian(model, TEST, dtype=torch.float64)[1]

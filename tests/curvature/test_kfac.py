@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayeslora.curvature.kfac import DiagonalSweep, EigenSweep, KroneckerSweep
-from bayeslora.curvature.kfac_tokens import TokenSweep
-from bayeslora.curvature.structures import STRUCTURES, gaussian, sweeps
+from bayeslora.curvature.kfac import DiagonalAccumulator, EigenAccumulator, KroneckerAccumulator
+from bayeslora.curvature.kfac_tokens import TokenAccumulator
+from bayeslora.curvature.structures import BLOCK_STRUCTURES, accumulators, gaussian
 from bayeslora.errors import UsageError
 from bayeslora.posteriors.laplace.blocks import Block
 from bayeslora.types import AnswerBatch
@@ -20,7 +20,7 @@ from tests.curvature.test_jacobian import by_autograd, exact, trained
 from tests.models.toy_lora import LoRALinear, MeanPool, ToyModel, batch_of, lora_mlp
 
 TIGHT = {"atol": 1e-10, "rtol": 1e-10}
-SWEEPS = list(STRUCTURES)
+KINDS = list(BLOCK_STRUCTURES)
 Blocks = dict[str, Any]
 
 
@@ -28,15 +28,15 @@ def shapes_of(model: Any) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in model.trainable().items()}
 
 
-def run(sweep: Any, model: Any, batches: list[AnswerBatch]) -> Blocks:
+def run(accumulator: Any, model: Any, batches: list[AnswerBatch]) -> Blocks:
     for batch in batches:
-        sweep.update(model, batch)
-    return sweep.blocks()
+        accumulator.update(model, batch)
+    return accumulator.blocks()
 
 
 def blocks_of(kind: str, model: Any, batches: list[AnswerBatch], rank: int | None = None) -> Blocks:
-    for sweep in sweeps(kind, shapes_of(model), rank, dtype=torch.float64):
-        blocks = run(sweep, model, batches)
+    for accumulator in accumulators(kind, shapes_of(model), rank, dtype=torch.float64):
+        blocks = run(accumulator, model, batches)
     return blocks
 
 
@@ -118,7 +118,7 @@ def test_tokens_that_are_averaged_before_a_linear_network_are_one_token(kind: st
     assert not torch.allclose(dense(expanded[name], shapes_of(model)[name]), expected[name], rtol=0.05)
 
 
-@pytest.mark.parametrize("kind", SWEEPS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_batches_order_and_padding_do_not_matter(llama: str, kind: str) -> None:
     model = exact(llama, TARGETS)
     whole = blocks_of(kind, model, [question(slice(0, 4))])
@@ -132,7 +132,7 @@ def test_batches_order_and_padding_do_not_matter(llama: str, kind: str) -> None:
     same(blocks_of(kind, model, padded), whole, model, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("kind", SWEEPS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_question_twice_is_twice_the_curvature(llama: str, kind: str) -> None:
     model, batch = exact(llama, ["v_proj"]), question(slice(0, 4))
     once, twice = (blocks_of(kind, model, [batch] * n) for n in (1, 2))
@@ -140,7 +140,7 @@ def test_every_question_twice_is_twice_the_curvature(llama: str, kind: str) -> N
         torch.testing.assert_close(dense(twice[name], shape), 2 * dense(once[name], shape), atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("kind", SWEEPS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_permuted_options_have_the_same_curvature(llama: str, kind: str) -> None:
     model = exact(llama, ["v_proj", "lm_head"])
     batch = label_token_batch([5, 9], [4, 4])
@@ -186,8 +186,8 @@ def test_quantised_bases(llama: str, quantization: str) -> None:
     model, batch = trained(llama, TARGETS, quantization=quantization), question(slice(0, 4))
     expected = gauss_newton(model, [batch])
     shapes = shapes_of(model)
-    for sweep in (KroneckerSweep(shapes), DiagonalSweep(shapes)):
-        found = run(sweep, model, [batch])
+    for accumulator in (KroneckerAccumulator(shapes), DiagonalAccumulator(shapes)):
+        found = run(accumulator, model, [batch])
         for name, block in expected.items():
             torch.testing.assert_close(found[name].values.sum(), block.trace().double(), atol=1e-6, rtol=1e-2)
 
@@ -196,20 +196,20 @@ def later(kind: str, model: Any, batch: AnswerBatch) -> Callable[[], Any]:
     shapes = shapes_of(model)
     if kind == "ekfac":
         bases = blocks_of("kfac", model, [batch])
-        return lambda: EigenSweep(bases, torch.float64)
-    makers = {"kfac": lambda: KroneckerSweep(shapes, 3), "diag": lambda: DiagonalSweep(shapes)}
-    return makers.get(kind, lambda: next(sweeps(kind, shapes, 3)))
+        return lambda: EigenAccumulator(bases, torch.float64)
+    makers = {"kfac": lambda: KroneckerAccumulator(shapes, 3), "diag": lambda: DiagonalAccumulator(shapes)}
+    return makers.get(kind, lambda: next(accumulators(kind, shapes, 3)))
 
 
-@pytest.mark.parametrize("kind", SWEEPS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_goes_on_bit_for_bit_from_its_state(llama: str, kind: str) -> None:
     model, first, second = exact(llama, ["v_proj"]), question(slice(0, 2)), question(slice(2, 4))
     make = later(kind, model, first)
     whole, resumed = make(), make()
     whole.update(model, first)
     resumed.load_state_dict(whole.state_dict())
-    for sweep in (whole, resumed):
-        sweep.update(model, second)
+    for accumulator in (whole, resumed):
+        accumulator.update(model, second)
     found, expected = resumed.blocks(), whole.blocks()
     for name in shapes_of(model):
         pairs = zip(vars(found[name]).values(), vars(expected[name]).values(), strict=True)
@@ -218,25 +218,25 @@ def test_goes_on_bit_for_bit_from_its_state(llama: str, kind: str) -> None:
 
 def test_updates_return_the_logits(llama: str) -> None:
     model, batch = exact(llama, ["v_proj"]), question(slice(0, 4))
-    for sweep in (KroneckerSweep(shapes_of(model)), TokenSweep("reduce", shapes_of(model))):
-        torch.testing.assert_close(sweep.update(model, batch), model(batch).logits.detach())
+    for accumulator in (KroneckerAccumulator(shapes_of(model)), TokenAccumulator("reduce", shapes_of(model))):
+        torch.testing.assert_close(accumulator.update(model, batch), model(batch).logits.detach())
 
 
 def test_a_structure_that_is_none_is_refused(llama: str) -> None:
     with pytest.raises(UsageError, match=r"the structure is 'full'.*kfac, ekfac"):
-        next(sweeps("full", {}))
+        next(accumulators("full", {}))
 
 
-@pytest.mark.parametrize("kind", STRUCTURES)
+@pytest.mark.parametrize("kind", BLOCK_STRUCTURES)
 def test_the_gaussian_of_some_sites_is_the_part_of_all(llama: str, kind: str) -> None:
     model, batch = exact(llama, TARGETS), question(slice(0, 4))
     shapes = {name: shape for name, shape in shapes_of(model).items() if "lm_head" in name}
     rows = by_autograd(model, batch)
     covariances = []
     for wanted in (shapes_of(model), shapes):
-        for sweep in sweeps(kind, wanted, dtype=torch.float64):
-            sweep.update(model, batch)
-        posterior = gaussian(sweep, model.trainable(), 0.5)
+        for accumulator in accumulators(kind, wanted, dtype=torch.float64):
+            accumulator.update(model, batch)
+        posterior = gaussian(accumulator, model.trainable(), 0.5)
         zeroed = {name: own if name in shapes else torch.zeros_like(own) for name, own in rows.items()}
         covariances.append(posterior.logit_covariance(zeroed))
     assert posterior.mean().keys() == rows.keys()
@@ -245,4 +245,4 @@ def test_the_gaussian_of_some_sites_is_the_part_of_all(llama: str, kind: str) ->
 
 def test_a_rank_of_nothing_is_refused(llama: str) -> None:
     with pytest.raises(UsageError, match=r"rank.*is 0.*1 or more"):
-        KroneckerSweep(shapes_of(exact(llama, ["v_proj"])), 0)
+        KroneckerAccumulator(shapes_of(exact(llama, ["v_proj"])), 0)

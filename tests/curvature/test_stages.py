@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from bayeslora.curvature.stages import run_sweeps
-from bayeslora.curvature.structures import STRUCTURES, sweeps
+from bayeslora.curvature.stages import accumulate
+from bayeslora.curvature.structures import BLOCK_STRUCTURES, accumulators
 from bayeslora.errors import UsageError
 from bayeslora.types import AnswerBatch
 from tests.models.toy_lora import ToyModel, batch_of, lora_mlp
@@ -40,11 +40,11 @@ def batches(killed_at: tuple[int, int] | None = None) -> Callable[[int], Iterato
 
 def run(structure: str, model: Any, folder: Path | None, of_pass: Any, key: str = "key") -> dict[str, Any]:
     shapes = {name: parameter.shape for name, parameter in model.trainable().items()}
-    passes = sweeps(structure, shapes, dtype=torch.float64)
-    return run_sweeps(passes, model, of_pass, folder, key, save_every=0.0).blocks()
+    passes = accumulators(structure, shapes, dtype=torch.float64)
+    return accumulate(passes, model, of_pass, folder, key, save_every=0.0).blocks()
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", BLOCK_STRUCTURES)
 @pytest.mark.parametrize("killed_at", [(0, 0), (0, 2), (1, 1)])
 def test_killed_and_resumed_is_as_never_killed(
     structure: str, killed_at: tuple[int, int], model: ToyModel, tmp_path: Path

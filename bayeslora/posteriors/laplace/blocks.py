@@ -117,6 +117,10 @@ class BlockGaussian(ABC, Generic[B]):
             self._placed = place, {name: block.to(*place) for name, block in self.blocks.items()}
         return self._placed[1]
 
+    def release(self) -> None:
+        """Give back the memory of the device that predictions were made on."""
+        self._placed = None
+
     def state_dict(self) -> dict[str, Any]:
         """Mean, blocks by parameter, and the prior's precisions."""
         state: dict[str, Any] = {"precision": self.precision, "order": list(self._mean)}

@@ -1,4 +1,4 @@
-"""Cells of parameters: which factor of LoRA, at which depth. Sites and groups are made of them."""
+"""Cells of parameters: which factor of LoRA, at which depth. Subsets and groups of the weights are made of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bayeslora.errors import UsageError
 
-SITES = ("all", "A", "B", "early", "late", "last")
+SUBSETS = ("all", "A", "B", "early", "late", "last")
 GROUPINGS = ("one", "factor", "depth", "cell")
 _LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 
@@ -31,21 +31,22 @@ def _factor(name: str) -> str:
     return "A" if ".lora_A." in name else "B" if ".lora_B." in name else "other"
 
 
-def chosen(cells: Iterable[str], sites: str) -> list[str]:
-    """The cells that a choice of sites is made of.
+def chosen(cells: Iterable[str], subset: str) -> list[str]:
+    """The cells that a subset of the weights is made of.
 
     Args:
         cells: What there is.
-        sites: ``all``, a factor (``A``, ``B``), ``early``, ``late`` (with the last), or ``last``.
+        subset: ``all``, a factor (``A``, ``B``), ``early``, ``late`` (with the last), or ``last``.
 
     Raises:
         UsageError: an unknown choice, or one that leaves nothing.
     """
-    if sites not in SITES:
-        raise UsageError(f"Laplace's sites are {sites!r}; allowed: {', '.join(SITES)}")
-    found = [cell for cell in dict.fromkeys(cells) if sites == "all" or sites in _tags(cell)]
+    if subset not in SUBSETS:
+        raise UsageError(f"Laplace's subset_of_weights is {subset!r}; allowed: {', '.join(SUBSETS)}")
+    found = [cell for cell in dict.fromkeys(cells) if subset == "all" or subset in _tags(cell)]
     if not found:
-        raise UsageError(f"Laplace's sites {sites!r} leave no parameter; here are {', '.join(dict.fromkeys(cells))}")
+        here = ", ".join(dict.fromkeys(cells))
+        raise UsageError(f"Laplace's subset_of_weights {subset!r} leaves no parameter; here are {here}")
     return found
 
 

@@ -26,6 +26,10 @@ class Curvature(Protocol):
         """Covariance of the validation questions' contrast logits ``[N, C-1, C-1]`` for precisions ``[G]``, float64."""
         ...
 
+    def shift(self, precisions: Tensor) -> Tensor | None:
+        """What the Gaussian's mean adds to the validation questions' contrasts ``[N, C-1]``; None for nothing."""
+        ...
+
     def posterior(self, precisions: Tensor, scale: float = 1.0) -> GaussianPosterior:
         """The Gaussian under precisions ``[G]``, its covariance times ``scale``."""
         ...
@@ -62,6 +66,10 @@ class BlockCurvature:
         """See :class:`Curvature`."""
         posterior = self.posterior(precisions)
         return torch.cat([posterior.logit_covariance(jacobian).cpu() for jacobian in self.validation()])
+
+    def shift(self, precisions: Tensor) -> None:
+        """See :class:`Curvature`: the Gaussian is around the weights themselves."""
+        return
 
     def posterior(self, precisions: Tensor, scale: float = 1.0) -> BlockGaussian[Any]:
         """See :class:`Curvature`."""

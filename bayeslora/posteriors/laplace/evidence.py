@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import UsageError
+from bayeslora.posteriors.laplace.softmax import gradient
 
 LogDet = Callable[[Tensor], Tensor]
 REACH = 50.0  # a logarithm of a precision beyond means that there is no optimum
@@ -68,6 +69,15 @@ class Evidence:
     squares: Tensor
     log_det: LogDet
 
+    @property
+    def groups(self) -> int:
+        """Number of precisions G."""
+        return len(self.squares)
+
+    def at(self, precisions: Tensor) -> Evidence:
+        """The marginal likelihood around the weights found, which do not move with the precisions: this one."""
+        return self
+
     def __call__(self, precisions: Tensor) -> Tensor:
         """The log marginal likelihood, float64 scalar, for precisions ``[G]``."""
         precisions = precisions.double()
@@ -79,7 +89,7 @@ class Evidence:
         :math:`\gamma_g = -\partial \log\det / \partial \log \lambda_g`, for one group
         :math:`\sum_i s_i / (\lambda + s_i)`: between zero and the number of rows.
         """
-        return -_gradient(lambda u: self.log_det(u.exp()), precisions.double().log())
+        return -gradient(lambda u: self.log_det(u.exp()), precisions.double().log())
 
     def best(self) -> Tensor:
         r"""The precisions ``[G]`` of highest evidence: :math:`\lambda_g \|\theta_g - \theta_{0,g}\|^2 = \gamma_g`.
@@ -98,13 +108,13 @@ def _maximise(concave: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
     """Newton's method with backtracking and bounded steps."""
     value = concave(point)
     for _ in range(_ITERATIONS):
-        gradient = _gradient(concave, point)
-        if gradient.abs().max() <= _TOLERANCE:
+        slope = gradient(concave, point)
+        if slope.abs().max() <= _TOLERANCE:
             break
         hessian = torch.autograd.functional.hessian(concave, point)
         ridge = 1e-12 * hessian.diagonal().abs().max() + 1e-300
         step = torch.linalg.solve(
-            ridge * torch.eye(len(point), dtype=point.dtype, device="cpu") - hessian, gradient
+            ridge * torch.eye(len(point), dtype=point.dtype, device="cpu") - hessian, slope
         ).clamp(-2, 2)
         while (moved := concave(point + step)) < value and step.abs().max() > 1e-15:
             step = step / 2
@@ -118,11 +128,5 @@ def _maximise(concave: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
 
 def _no_optimum(reason: str) -> UsageError:
     return UsageError(
-        f"the marginal likelihood has no optimum: {reason}; give the precision as a number, or choose it by validation"
+        f"the marginal likelihood has no optimum: {reason}; give the precision as a number, or precision='validation'"
     )
-
-
-def _gradient(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
-    with torch.inference_mode(False), torch.enable_grad():
-        point = point.detach().clone().requires_grad_(True)
-        return torch.autograd.grad(function(point), point)[0]

@@ -14,32 +14,40 @@ from bayeslora.errors import UsageError, require_choice
 from bayeslora.posteriors.laplace.cells import chosen, grouped, names_of
 from bayeslora.posteriors.laplace.curvature import Curvature, Groups
 from bayeslora.posteriors.laplace.evidence import Evidence
+from bayeslora.posteriors.laplace.full import FullPosterior
+from bayeslora.posteriors.laplace.refitted import RefittedEvidence, RefittedSpace
 from bayeslora.posteriors.laplace.selection import Choice, Validation, choose
 from bayeslora.types import GaussianPosterior
 
-PRIOR_MEANS = ("zero", "initial")
+CENTRES = ("zero", "initial", "trained")
+MEANS = ("trained", "refit")
+NEEDS_ROWS = "needs the Jacobian's rows of every training question, which structure='full' keeps and blocks do not"
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is asked of the prior.
+    """What is asked of the prior, and of the Gaussian that follows from it.
 
     Attributes:
         precision: ``evidence`` (highest marginal likelihood), ``validation`` (least validation NLL), or a number.
-        mean: Where the prior is centred: ``zero``, or the ``initial`` LoRA weights (B = 0 and the A that training began
-            with), without which the size of A alone bounds the precision.
+        mean: Where the prior is centred: ``zero``; the ``initial`` LoRA weights (B = 0 and the A that training began
+            with), without which the size of A alone bounds the precision; or the ``trained`` weights.
         groups: Which parameters have a precision of their own: ``one`` for all, by ``factor``, ``depth`` or ``cell``.
-        sites: What is uncertain: ``all``, ``A``, ``B``, ``early``, ``late`` or ``last``; the others are known.
+        subset_of_weights: What is uncertain: ``all``, ``A``, ``B``, ``early``, ``late`` or ``last``; the others are
+            known.
         scale: Factor on the covariance, or ``validation``.
         temperature: What logits are divided by at prediction, or ``validation``.
+        posterior_mean: Where the Gaussian is centred: at the ``trained`` weights, or by a ``refit`` at the optimum that
+            the network linearised there has under this prior.
     """
 
     precision: float | str = "evidence"
     mean: str = "zero"
     groups: str = "one"
-    sites: str = "all"
+    subset_of_weights: str = "all"
     scale: float | str = 1.0
     temperature: float | str = 1.0
+    posterior_mean: str = "trained"
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,8 @@ class Fit:
         validation: The validation questions; None where there are none.
         curvature: Gives the curvature over groups of cells.
         figures: What the report says of the fit.
+        refitted: Gives the curvature over groups of cells, for a prior's centre and the weights' distance from it, at
+            the optimum of the linearised network; None where the structure does not keep what that needs.
     """
 
     mean: Mapping[str, Tensor]
@@ -63,6 +73,7 @@ class Fit:
     validation: Validation | None
     curvature: Callable[[Groups], Curvature]
     figures: dict[str, Any] = field(default_factory=dict)
+    refitted: Callable[[Groups, str, Mapping[str, Tensor]], RefittedSpace] | None = None
 
     def choose(self, prior: Prior) -> tuple[GaussianPosterior, Choice, dict[str, Any]]:
         """The posterior under a prior that is chosen as asked.
@@ -72,33 +83,51 @@ class Fit:
 
         Raises:
             UsageError: values that are not allowed, or a choice that cannot be made.
+            RunError: the linearised network was not refitted.
         """
         names = names_of(self.cell_of)
-        groups = grouped(chosen(names, prior.sites), prior.groups)
+        groups = grouped(chosen(names, prior.subset_of_weights), prior.groups)
+        distance = distances(self.mean, self.initial, prior.mean)
+        require_choice("Laplace's mean", prior.posterior_mean, MEANS)
+        if prior.posterior_mean == "refit":
+            return self._refit(prior, groups, distance)
         curvature = self.curvature(groups)
-        centre = self._centre(prior.mean)
         squares = [
-            sum((self.mean[name].double() - centre(name)).square().sum() for cell in cells for name in names[cell])
-            for cells in groups.values()
+            sum(distance[name].square().sum() for cell in cells for name in names[cell]) for cells in groups.values()
         ]
         evidence = Evidence(
             self.log_likelihood, torch.tensor(squares, dtype=torch.float64, device="cpu"), curvature.log_det
         )
         choice = choose(curvature, evidence, self.validation, prior.precision, prior.scale, prior.temperature)
         posterior = curvature.posterior(choice.precisions, choice.scale)
-        return posterior, choice, self._report(prior, groups, curvature, evidence, choice)
+        return posterior, choice, self._report(prior, groups, curvature, evidence, choice, posterior)
 
-    def _centre(self, mean: str) -> Callable[[str], Tensor]:
-        require_choice("Laplace's prior_mean", mean, PRIOR_MEANS)
-        if mean == "zero":
-            return lambda name: torch.zeros((), dtype=torch.float64, device="cpu")
-        initial = self.initial
-        if initial is None:
-            raise UsageError("prior_mean is 'initial', but this adapter's initial weights are not known; use 'zero'")
-        return lambda name: initial[name].double()
+    def _refit(
+        self, prior: Prior, groups: Groups, distance: Mapping[str, Tensor]
+    ) -> tuple[GaussianPosterior, Choice, dict[str, Any]]:
+        """:meth:`choose` around the optimum of the linearised network."""
+        if self.refitted is None:
+            raise UsageError(f"mean='refit' {NEEDS_ROWS}; give structure='full' or mean='trained'")
+        space = self.refitted(groups, prior.mean, distance)
+        evidence = RefittedEvidence(space)
+        choice = choose(space, evidence, self.validation, prior.precision, prior.scale, prior.temperature)
+        posterior = space.posterior(choice.precisions, choice.scale)
+        mode = space.model.mode(choice.precisions)
+        shift = posterior.shift or {}
+        moved = sum(value.double().square().sum().item() for value in shift.values())
+        here = space.at(choice.precisions), evidence.at(choice.precisions)
+        report = self._report(prior, groups, *here, choice, posterior)
+        refit = {"gradient_norm": mode.gradient_norm, "steps": mode.steps, "moved": moved**0.5}
+        return posterior, choice, {**report, "refit": refit, "log_likelihood_trained": self.log_likelihood}
 
     def _report(
-        self, prior: Prior, groups: Groups, curvature: Curvature, evidence: Evidence, choice: Choice
+        self,
+        prior: Prior,
+        groups: Groups,
+        curvature: Curvature,
+        evidence: Evidence,
+        choice: Choice,
+        posterior: GaussianPosterior,
     ) -> dict[str, Any]:
         eigenvalues, precisions = curvature.eigenvalues(), choice.precisions
         positive = eigenvalues[eigenvalues > 0]
@@ -111,8 +140,24 @@ class Fit:
             "squared_distance": dict(zip(groups, evidence.squares.tolist(), strict=True)),
             "scale": choice.scale,
             "temperature": choice.temperature,
-            "log_likelihood": self.log_likelihood,
+            "log_likelihood": evidence.log_likelihood,
             "log_evidence": evidence(precisions).item(),
             "eigenvalues": [positive.min().item(), positive.max().item()] if len(positive) else [math.nan, math.nan],
+            **({"rounding": posterior.rounding} if isinstance(posterior, FullPosterior) else {}),
             **choice.notes,
         }
+
+
+def distances(mean: Mapping[str, Tensor], initial: Mapping[str, Tensor] | None, centre: str) -> dict[str, Tensor]:
+    """The weights less the prior's centre, parameter name to a float64 value.
+
+    Raises:
+        UsageError: an unknown centre, or initial weights that are not known.
+    """
+    require_choice("Laplace's prior_mean", centre, CENTRES)
+    if centre == "initial" and initial is None:
+        raise UsageError("prior_mean is 'initial', but this adapter's initial weights are not known; use 'zero'")
+    if centre == "trained":
+        return {name: torch.zeros_like(value, dtype=torch.float64) for name, value in mean.items()}
+    away = initial if centre == "initial" and initial is not None else {}
+    return {name: value.double() - (away[name].double() if name in away else 0.0) for name, value in mean.items()}

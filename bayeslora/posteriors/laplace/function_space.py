@@ -1,15 +1,14 @@
 r"""The full Gauss-Newton matrix by its m rows: everything from Gram matrices, the parameters' own matrix never formed.
 
-With the rows :math:`\tilde J = R^T J` of all training questions (:math:`R R^T` is the softmax's covariance over
-contrasts), :math:`G = \tilde J^T \tilde J` has the non-zero eigenvalues of :math:`M = \tilde J \tilde J^T`, which is
-the sum of one Gram matrix for each cell of parameters. Any choice of sites and any grouping of precisions is a sum over
-cells, without a second pass.
+With the contrasts' rows J of all training questions and a block-diagonal root R of the softmax's covariance
+:math:`\Lambda = R R^T`, :math:`G = \tilde J^T \tilde J`, :math:`\tilde J = R^T J`, has the non-zero eigenvalues of
+:math:`M = R^T K R`, where :math:`K = J J^T` is the sum of one Gram matrix for each cell of parameters. Any subset of
+the weights, any grouping of precisions and any logits at which the curvature is taken follow without a second pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -18,140 +17,108 @@ from torch import Tensor
 from bayeslora.errors import RunError, UsageError
 from bayeslora.posteriors.laplace.evidence import independent, joint
 from bayeslora.posteriors.laplace.full import FullPosterior
-from bayeslora.posteriors.laplace.shards import Shards
+from bayeslora.posteriors.laplace.grams import ROWS, Grams, columns_of, wide
+from bayeslora.posteriors.laplace.shards import Shards, pieces
+from bayeslora.posteriors.laplace.softmax import blockwise, weighted
 
-ROWS = "rows/"  # prefix of a parameter's rows in a shard
 TOLERANCE = 1e-6
 
 
-@dataclass(frozen=True)
-class Grams:
-    """Inner products of the rows of m training and N validation contrasts, by cell of parameters; float64.
-
-    Attributes:
-        cells: Name of each cell.
-        train: ``[cells, m, m]``.
-        cross: Validation with training rows ``[cells, N, D, m]``, D the largest number of contrasts.
-        own: Each validation question's with itself ``[cells, N, D, D]``.
-    """
-
-    cells: list[str]
-    train: Tensor
-    cross: Tensor
-    own: Tensor
-
-
-def gram_matrices(
-    train: Shards,
-    validation: Shards | None,
-    sizes: Mapping[str, int],
-    cell_of: Mapping[str, str],
-    device: torch.device | str = "cpu",
-) -> Grams:
-    """Every cell's inner products, from one reading of the shards.
-
-    Sums are float64; on a GPU, products over up to 16384 columns are taken in float32 first.
-
-    Args:
-        train: Rows of the training questions.
-        validation: Rows of the validation questions, every question with all of its contrasts.
-        sizes: Parameter name to number of entries.
-        cell_of: Parameter name to its cell.
-        device: Where the products are taken.
-
-    Raises:
-        RunError: a number that is not finite, naming the parameter.
-    """
-    cells = list(dict.fromkeys(cell_of[name] for name in sizes))
-    present = contrasts_of(validation)
-    m = sum(len(train.read(i, f"{ROWS}{next(iter(sizes))}", slice(0, 1))) for i in range(len(train)))
-    shape = (len(cells), *present.shape)
-    grams = Grams(
-        cells,
-        torch.zeros(len(cells), m, m, dtype=torch.float64, device=device),
-        torch.zeros(*shape, m, dtype=torch.float64, device=device),
-        torch.zeros(*shape, shape[-1], dtype=torch.float64, device=device),
-    )
-    for name, size in sizes.items():
-        cell = cells.index(cell_of[name])
-        for columns, rows in train.columns(f"{ROWS}{name}", size):
-            rows = _wide(rows.to(device))
-            grams.train[cell] += (rows @ rows.T).double()
-            if validation is not None:
-                other = _wide(_padded(validation, name, columns, present).to(device))
-                grams.cross[cell] += (other @ rows.T).double()
-                grams.own[cell] += (other @ other.mT).double()
-        if not (grams.train[cell].isfinite().all() and grams.own[cell].isfinite().all()):
-            raise RunError(f"the Gram matrix of {name} is not finite; look for an overflow in the model's dtype")
-    return grams
-
-
-def contrasts_of(shards: Shards | None) -> Tensor:
-    """Which contrasts every question has ``[N, D]``."""
-    logits = [] if shards is None else shards.stacked("logits")
-    width = max((one.shape[1] - 1 for one in logits), default=0)
-    masks = [torch.nn.functional.pad(one[:, 1:].isfinite(), (0, width - one.shape[1] + 1)) for one in logits]
-    return torch.cat(masks) if masks else torch.zeros(0, 0, dtype=torch.bool, device="cpu")
-
-
-def _padded(shards: Shards, name: str, columns: slice, present: Tensor) -> Tensor:
-    """``[N, D, columns]`` with zeros where a question has fewer contrasts."""
-    rows = torch.cat([shards.read(index, f"{ROWS}{name}", columns) for index in range(len(shards))])
-    padded = rows.new_zeros(*present.shape, rows.shape[-1])
-    padded[present] = rows
-    return padded
-
-
-class FunctionSpace:
-    r"""The full Gauss-Newton matrix over some cells of parameters, in groups with a precision each.
-
-    .. math:: M_\lambda = \sum_g M_g / \lambda_g = U \mathrm{diag}(s) U^T, \qquad
-        S = \sum_g \frac{J_g J_g^T}{\lambda_g} - K (I + M_\lambda)^{-1} K^T, \qquad
-        K = \sum_g \frac{J_g \tilde J_g^T}{\lambda_g}
+class Directions:
+    """Makes a Gaussian from combinations of the training questions' rows.
 
     Args:
         mean: The weights the rows were taken at.
-        grams: Inner products of the rows.
-        groups: Name of a group to the cells in it; cells in no group are left out.
         names: Cell to the names of its parameters.
-        shards: The rows themselves, which directions are made of.
+        shards: The rows.
         budget: Most bytes the directions may take; with fewer than all the smallest curvatures are left out.
         dtype: Of the directions.
         tolerance: Directions of :math:`s / (1 + s)` up to this are left out.
-
-    Raises:
-        UsageError: no cell in any group.
     """
 
     def __init__(
         self,
         mean: Mapping[str, Tensor],
-        grams: Grams,
-        groups: Mapping[str, Sequence[str]],
         names: Mapping[str, Sequence[str]],
         shards: Shards,
         budget: float = float("inf"),
         dtype: torch.dtype = torch.float32,
         tolerance: float = TOLERANCE,
     ) -> None:
-        if not groups or not all(groups.values()):
-            raise UsageError(f"no site is left for the curvature; here are {', '.join(grams.cells)}")
-        self.mean, self.groups, self.names, self.shards = dict(mean), groups, names, shards
+        self.mean, self.names, self.shards = dict(mean), names, shards
         self.budget, self.dtype, self.tolerance = budget, dtype, tolerance
-        index = [[grams.cells.index(cell) for cell in cells] for cells in groups.values()]
-        self.train, self.cross, self.own = (
-            torch.stack([values[cells].sum(0) for cells in index]) for values in (grams.train, grams.cross, grams.own)
-        )
+
+    def most(self, size: int, rows: int) -> int:
+        """How many of ``rows`` directions over ``size`` parameters the budget allows."""
+        return int(min(self.budget / (size * self.dtype.itemsize), rows))
+
+    def kept(self, s: Tensor, precision: Mapping[str, float]) -> Tensor:
+        """Those of the curvatures s, largest first, whose directions are kept: by the budget and by the tolerance."""
+        few = s[: self.most(sum(self.mean[name].numel() for name in precision), len(s))]
+        return few[few / (1 + few) > self.tolerance]
+
+    def combined(self, combine: Tensor, name: str, precision: float, products: Tensor) -> Tensor:
+        """``combine [k, m]`` times one parameter's rows over its precision: ``[k, *shape]``.
+
+        Columns are cast as they come, so that no more than a few of them are ever held in wide numbers. The inner
+        products of what is kept, times the precision, are added to ``products [k, k]``.
+        """
+        columns = columns_of({name: value.numel() for name, value in self.mean.items()})[name]
+        directions = torch.empty(len(combine), columns.stop - columns.start, dtype=self.dtype, device="cpu")
+        for piece in pieces(columns.start, columns.stop):
+            rows = wide(self.shards.columns(ROWS, piece).to(combine.device))
+            part = ((combine / precision).to(rows.dtype) @ rows).to(self.dtype)
+            directions[:, piece.start - columns.start : piece.stop - columns.start] = part.cpu()
+            part = wide(part)
+            products += precision * (part @ part.T).double()
+        return directions.view(len(combine), *self.mean[name].shape)
+
+    def moved(self, amount: Tensor, name: str) -> Tensor:
+        """``amount [m]`` times one parameter's rows, ``[*shape]``."""
+        columns = columns_of({name: value.numel() for name, value in self.mean.items()})[name]
+        parts = [amount @ self.shards.columns(ROWS, piece).to(amount) for piece in pieces(columns.start, columns.stop)]
+        return torch.cat(parts).view(self.mean[name].shape).cpu()
+
+
+class FunctionSpace:
+    r"""The full Gauss-Newton matrix over some cells of parameters, in groups with a precision each.
+
+    .. math:: M_\lambda = \sum_g R^T K_g R / \lambda_g = U \mathrm{diag}(s) U^T, \qquad
+        S = \sum_g \frac{J_g J_g^T}{\lambda_g} - K' R (I + M_\lambda)^{-1} R^T K'^T, \qquad
+        K' = \sum_g \frac{J'_g J_g^T}{\lambda_g}
+
+    with the validation questions' rows J' and, in the first term of S, those rows by themselves.
+
+    Args:
+        grams: Inner products of the rows.
+        root: R ``[N, D, D]``, at the logits where the curvature is taken.
+        groups: Name of a group to the cells in it; cells in no group are left out.
+        directions: Makes the Gaussian.
+
+    Raises:
+        UsageError: no cell in any group.
+    """
+
+    def __init__(self, grams: Grams, root: Tensor, groups: Mapping[str, Sequence[str]], directions: Directions) -> None:
+        if not groups or not all(groups.values()):
+            raise UsageError(f"no parameter is left for the curvature; here are {', '.join(grams.cells)}")
+        self.groups, self.directions, self.root = groups, directions, root
+        self.grams = grams.sums(list(groups.values()))
+
+    @cached_property
+    def train(self) -> Tensor:
+        """The rows' Gram matrices, weighted by the roots ``[G, m, m]``."""
+        return torch.stack([weighted(self.root, self.grams.present, gram) for gram in self.grams.train])
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues and eigenvectors of the rows' Gram matrix under precision one."""
-        return _eigh(self.train.sum(0))
+        """Eigenvalues and eigenvectors of the weighted rows' Gram matrix under precision one."""
+        return decomposed(self.train.sum(0))
 
     @cached_property
     def _rotated(self) -> Tensor:
         """Inner products of validation rows with the eigenvectors ``[N, D, m]``, for one group."""
-        return self.cross[0] @ self._eigen[1]
+        return self.grams.cross[0] @ blockwise(self.root, self.grams.present, self._eigen[1])
 
     def eigenvalues(self) -> Tensor:
         """See :class:`~bayeslora.posteriors.laplace.curvature.Curvature`."""
@@ -165,66 +132,71 @@ class FunctionSpace:
 
     def covariance(self, precisions: Tensor) -> Tensor:
         """See :class:`~bayeslora.posteriors.laplace.curvature.Curvature`."""
+        if len(self.groups) > 1:
+            return self.covariance_once(precisions)
+        inverse = (1 / precisions.double()).to(self.train.device)[0]
+        weight = inverse.square() / (1 + self._eigen[0] * inverse)
+        return self.grams.own[0] * inverse - (self._rotated * weight) @ self._rotated.mT
+
+    def covariance_once(self, precisions: Tensor) -> Tensor:
+        """:meth:`covariance` for one choice of precisions, without the decomposition that serves many of one group."""
         inverse = (1 / precisions.double()).to(self.train.device)
-        own = torch.einsum("gnij,g->nij", self.own, inverse)
-        if len(self.groups) == 1:
-            weight = inverse[0].square() / (1 + self._eigen[0] * inverse[0])
-            return own - (self._rotated * weight) @ self._rotated.mT
-        root = torch.linalg.cholesky(torch.eye(self.train.shape[-1], device="cpu").to(own) + self._weighted(inverse))
-        cross = torch.einsum("gndm,g->mnd", self.cross, inverse)
-        explained = torch.linalg.solve_triangular(root, cross.flatten(1), upper=False).view_as(cross)
+        own = torch.einsum("gnij,g->nij", self.grams.own, inverse)
+        identity = torch.eye(self.train.shape[-1], dtype=own.dtype, device=own.device)
+        root = torch.linalg.cholesky(identity + torch.einsum("gij,g->ij", self.train, inverse))
+        cross = torch.einsum("gndm,g->mnd", self.grams.cross, inverse)
+        cross_weighted = blockwise(self.root.mT, self.grams.present, cross.flatten(1))
+        explained = torch.linalg.solve_triangular(root, cross_weighted, upper=False).view_as(cross)
         return own - torch.einsum("mni,mnj->nij", explained, explained)
 
-    def _weighted(self, inverse: Tensor) -> Tensor:
-        return torch.einsum("gij,g->ij", self.train, inverse)
+    def shift(self, precisions: Tensor) -> Tensor | None:
+        """See :class:`~bayeslora.posteriors.laplace.curvature.Curvature`."""
+        return None
 
-    def posterior(self, precisions: Tensor, scale: float = 1.0) -> FullPosterior:
+    def posterior(
+        self, precisions: Tensor, scale: float = 1.0, shift: Mapping[str, Tensor] | None = None
+    ) -> FullPosterior:
         r"""The Gaussian, by its directions :math:`D = \mathrm{diag}(s)^{-1/2} U^T \tilde J \Lambda^{-1}`.
 
         The smallest curvatures are left out, by the tolerance and by the budget.
+
+        Args:
+            precisions: One for each group ``[G]``.
+            scale: Factor on the covariance.
+            shift: From the weights to the Gaussian's mean, see :class:`FullPosterior`.
         """
-        precision = {
+        precision = self.precision_of(precisions)
+        inverse = (1 / precisions.double()).to(self.train.device)
+        s, u = decomposed(torch.einsum("gij,g->ij", self.train, inverse))
+        kept = self.directions.kept(s, precision)
+        combine = blockwise(self.root, self.grams.present, u[:, : len(kept)] / kept.sqrt()).T
+        products = torch.zeros(len(kept), len(kept), dtype=torch.float64, device=combine.device)
+        with self.directions.shards.reading():
+            rows = {n: self.directions.combined(combine, n, value, products) for n, value in precision.items()}
+        return FullPosterior(self.directions.mean, rows, kept, precision, scale, shift, products)
+
+    def precision_of(self, precisions: Tensor) -> dict[str, float]:
+        """Parameter name to its group's precision."""
+        return {
             name: value
             for cells, value in zip(self.groups.values(), precisions.tolist(), strict=True)
             for cell in cells
-            for name in self.names[cell]
+            for name in self.directions.names[cell]
         }
-        s, u = _eigh(self._weighted((1 / precisions.double()).to(self.train.device)))
-        kept = s[: self.most(sum(self.mean[name].numel() for name in precision))]
-        kept = kept[kept / (1 + kept) > self.tolerance]
-        combine = (u[:, : len(kept)] / kept.sqrt()).T
-        directions = {name: self._combined(combine, name) / value for name, value in precision.items()}
-        return FullPosterior(
-            self.mean, {n: rows.to(self.dtype) for n, rows in directions.items()}, kept, precision, scale
-        )
-
-    def most(self, size: int) -> int:
-        """How many directions over ``size`` parameters the budget allows."""
-        return int(min(self.budget / (size * self.dtype.itemsize), self.train.shape[-1]))
-
-    def _combined(self, combine: Tensor, name: str) -> Tensor:
-        """``combine [k, m]`` times one parameter's rows: ``[k, *shape]``, at least float32."""
-        parts = []
-        for _, rows in self.shards.columns(f"{ROWS}{name}", self.mean[name].numel()):
-            rows = _wide(rows.to(combine.device))
-            parts.append((combine.to(rows.dtype) @ rows).cpu())
-        return torch.cat(parts, -1).view(len(combine), *self.mean[name].shape)
 
 
-def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, largest first and none negative, and eigenvectors.
+def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, largest first and none negative, and eigenvectors; on the CPU where a GPU does not find them.
 
     Raises:
         RunError: there are none.
     """
+    matrix = (matrix + matrix.T) / 2
     try:
-        values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+        values, vectors = torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError as error:
-        raise RunError(f"the Gram matrix [{len(matrix)}] has no eigendecomposition: {error}") from error
+        if matrix.device.type == "cpu":
+            raise RunError(f"the Gram matrix [{len(matrix)}] has no eigendecomposition: {error}") from error
+        values, vectors = (found.to(matrix.device) for found in decomposed(matrix.cpu()))
+        return values, vectors
     return values.flip(0).clamp(min=0), vectors.flip(1)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In float64 where that is cheap, else at least in float32."""
-    wide = torch.float32 if tensor.is_cuda else torch.float64
-    return tensor.to(torch.promote_types(tensor.dtype, wide))

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from bayeslora.errors import UsageError
+from bayeslora.errors import RunError, UsageError
 from bayeslora.posteriors.laplace.curvature import Curvature
-from bayeslora.posteriors.laplace.evidence import Evidence
 from bayeslora.types import Predictive
 
 METHODS = ("evidence", "validation")
+NO_VALIDATION = (
+    "Laplace has no validation questions to choose by; give val_batches, data with a validation split, or "
+    "precision='evidence' and numbers for scale and temperature"
+)
 _CHUNK = 64  # validation questions whose quadrature nodes are in memory at a time
 _REACH = 16.0  # of a search for precisions, in logarithms, to both sides of where it starts
 _KNOB_REACH = 3.0  # the same for scale and temperature: between 1/20 and 20
 _GRID = 17
 _ROUNDS, _GAIN = 10, 1e-5
 _GOLDEN = (5**0.5 - 1) / 2
+
+
+class Selectable(Protocol):
+    """A marginal likelihood that precisions can be chosen by."""
+
+    @property
+    def groups(self) -> int:
+        """Number of precisions G."""
+        ...
+
+    def best(self) -> Tensor:
+        """The precisions ``[G]`` of highest evidence."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,9 +52,12 @@ class Validation:
     mean: Tensor
     label: Tensor
 
-    def nll(self, covariance: Tensor, scale: float = 1.0, temperature: float = 1.0) -> float:
-        r"""Mean negative log-likelihood under :math:`N(f / T, c S / T^2)`."""
-        mean, cov = self.mean.double() / temperature, covariance.cpu() * scale / temperature**2
+    def nll(
+        self, covariance: Tensor, scale: float = 1.0, temperature: float = 1.0, shift: Tensor | None = None
+    ) -> float:
+        r"""Mean negative log-likelihood under :math:`N(f / T, c S / T^2)`, f with a shift added, if any."""
+        mean = self.mean.double() if shift is None else self.mean.double() + shift.cpu()
+        mean, cov = mean / temperature, covariance.cpu() * scale / temperature**2
         parts = zip(*(t.split(_CHUNK) for t in (mean, cov, self.label)), strict=True)
         return torch.cat([Predictive.from_gaussian(m, s).nll(y) for m, s, y in parts]).mean().item()
 
@@ -61,7 +81,7 @@ class Choice:
 
 def choose(
     curvature: Curvature,
-    evidence: Evidence,
+    evidence: Selectable,
     validation: Validation | None,
     precision: float | str,
     scale: float | str = 1.0,
@@ -84,22 +104,24 @@ def choose(
         _check(name, value, allowed)
     _check("temperature", temperature, METHODS[1:])
     if "validation" in (precision, scale, temperature) and (validation is None or not len(validation.label)):
-        raise UsageError("Laplace has no validation questions to choose by; use precision evidence or a number")
+        raise UsageError(NO_VALIDATION)
     precisions = _precisions(curvature, evidence, validation, precision)
     knobs = {"scale": 1.0 if isinstance(scale, str) else scale}
     knobs["temperature"] = 1.0 if isinstance(temperature, str) else temperature
     notes: dict[str, Any] = {}
     free = [name for name, value in (("scale", scale), ("temperature", temperature)) if isinstance(value, str)]
     if validation is not None and len(validation.label):
-        covariance = curvature.covariance(precisions)
+        covariance, shift = curvature.covariance(precisions), curvature.shift(precisions)
         if free:
             start = torch.zeros(len(free), dtype=torch.float64, device="cpu")
 
             def loss(logs: Tensor) -> float:
-                return validation.nll(covariance, **(knobs | dict(zip(free, logs.exp().tolist(), strict=True))))
+                return validation.nll(
+                    covariance, shift=shift, **(knobs | dict(zip(free, logs.exp().tolist(), strict=True)))
+                )
 
             knobs |= dict(zip(free, minimise(loss, start, _KNOB_REACH).exp().tolist(), strict=True))
-        notes["validation_nll"] = validation.nll(covariance, **knobs)
+        notes["validation_nll"] = validation.nll(covariance, shift=shift, **knobs)
         notes["validation_nll_of_the_mean"] = validation.nll(torch.zeros_like(covariance))
     return Choice(precisions, knobs["scale"], knobs["temperature"], notes)
 
@@ -110,17 +132,25 @@ def _check(name: str, value: float | str, methods: tuple[str, ...]) -> None:
 
 
 def _precisions(
-    curvature: Curvature, evidence: Evidence, validation: Validation | None, precision: float | str
+    curvature: Curvature, evidence: Selectable, validation: Validation | None, precision: float | str
 ) -> Tensor:
-    groups = len(evidence.squares)
+    groups = evidence.groups
     if not isinstance(precision, str):
         return torch.full((groups,), float(precision), dtype=torch.float64, device="cpu")
     if precision == "evidence":
         return evidence.best().cpu()
     assert validation is not None  # checked
-    scale = curvature.eigenvalues().max().clamp(min=1e-12).log().item() / 2
-    start = torch.full((groups,), scale, dtype=torch.float64, device="cpu")
-    return minimise(lambda logs: validation.nll(curvature.covariance(logs.exp())), start).exp()
+    eigenvalues = curvature.eigenvalues()  # none where every question was left out
+    scale = eigenvalues.max().clamp(min=1e-12).log().item() / 2 if len(eigenvalues) else 0.0
+
+    def loss(logs: Tensor) -> float:
+        precisions = logs.exp()
+        try:
+            return validation.nll(curvature.covariance(precisions), shift=curvature.shift(precisions))
+        except RunError:  # a refit whose optimum runs off: no precision to choose
+            return math.inf
+
+    return minimise(loss, torch.full((groups,), scale, dtype=torch.float64, device="cpu")).exp()
 
 
 def minimise(function: Callable[[Tensor], float], start: Tensor, reach: float = _REACH) -> Tensor:

@@ -6,7 +6,9 @@ import shutil
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,11 +18,11 @@ from torch import Tensor
 from bayeslora.errors import UsageError
 from bayeslora.files import replacing
 
-_COLUMNS = 16384  # of one parameter's rows that are held in float32 at a time
+_COLUMNS = 16384  # of the rows that are held in float32 or float64 at a time
 
 
 class Shards(ABC):
-    """What a pass over the data has found, batch by batch: small tensors, and rows ``[rows, numel]`` by parameter."""
+    """What a pass over the data has found, batch by batch: small tensors, and rows ``[rows, columns]``."""
 
     @abstractmethod
     def __contains__(self, index: int) -> bool:
@@ -38,15 +40,25 @@ class Shards(ABC):
     def read(self, index: int, name: str, columns: slice | None = None) -> Tensor:
         """A tensor of a batch, or some of its columns."""
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Within the block every shard is opened once, however many of its columns are read."""
+        yield
+
     def stacked(self, name: str) -> list[Tensor]:
         """One tensor of every batch."""
-        return [self.read(index, name) for index in range(len(self))]
+        with self.reading():
+            return [self.read(index, name) for index in range(len(self))]
 
-    def columns(self, name: str, size: int) -> Iterator[tuple[slice, Tensor]]:
-        """The rows of all batches ``[m, columns]``, a slice of one parameter's ``size`` columns after another."""
-        for start in range(0, size, _COLUMNS):
-            part = slice(start, min(start + _COLUMNS, size))
-            yield part, torch.cat([self.read(index, name, part) for index in range(len(self))])
+    def columns(self, name: str, columns: slice) -> Tensor:
+        """Some columns of a tensor, the rows of all batches one after another."""
+        return torch.cat([self.read(index, name, columns) for index in range(len(self))])
+
+
+def pieces(start: int, stop: int) -> Iterator[slice]:
+    """The columns from ``start`` to ``stop``, as many at a time as are held in wide numbers together."""
+    for low in range(start, stop, _COLUMNS):
+        yield slice(low, min(low + _COLUMNS, stop))
 
 
 class MemoryShards(Shards):
@@ -87,6 +99,8 @@ class DiskShards(Shards):
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
         self._checked: set[int] = set()
+        self._open: dict[int, Any] = {}
+        self._kept_open = ExitStack()
 
     def __contains__(self, index: int) -> bool:
         """See :class:`Shards`."""
@@ -102,9 +116,28 @@ class DiskShards(Shards):
 
     def read(self, index: int, name: str, columns: slice | None = None) -> Tensor:
         """See :class:`Shards`."""
-        self._check(index)
-        with safe_open(self._file(index), framework="pt") as shard:
+        with self.reading():
+            if index not in self._open:
+                self._open[index] = self._kept_open.enter_context(_opened(self._file(index)))
+            shard = self._open[index]
+            if index not in self._checked:
+                _contents(shard, self._file(index), self.key)
+                self._checked.add(index)
             return shard.get_tensor(name) if columns is None else shard.get_slice(name)[:, columns]
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """See :class:`Shards`; files are mapped into memory, which takes no file descriptors."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._open.clear()
+                self._kept_open.close()
+
+    _depth = 0  # blocks of reading() inside one another
 
     def check(self) -> None:
         """Read every shard once.
@@ -113,12 +146,8 @@ class DiskShards(Shards):
             UsageError: one is damaged or of another run.
         """
         for file in sorted(self.folder.glob("*.safetensors")):
-            self._check(int(file.stem))
-
-    def _check(self, index: int) -> None:
-        if index not in self._checked:
-            load_checked(self._file(index), self.key)
-            self._checked.add(index)
+            load_checked(file, self.key)
+            self._checked.add(int(file.stem))
 
     def _file(self, index: int) -> Path:
         return self.folder / f"{index:06d}.safetensors"
@@ -137,17 +166,36 @@ def load_checked(file: Path, key: str) -> dict[str, Tensor]:
     Raises:
         UsageError: it is damaged or of another run.
     """
+    with _opened(file) as opened:
+        return _contents(opened, file, key)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        opened = safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{file} is damaged ({error}); remove it, and it is computed again") from error
+        raise _damaged(file, str(error)) from error
+    with opened as contents:
+        yield contents
+
+
+def _contents(opened: Any, file: Path, key: str) -> dict[str, Tensor]:
+    """All tensors of a file, once its key and checksum are found right."""
+    metadata = opened.metadata() or {}
+    try:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise _damaged(file, str(error)) from error
     if metadata.get("key") != key:
         raise UsageError(f"{file} is of another run ({metadata.get('key')}, here {key}); remove its folder")
     if metadata.get("checksum") != _checksum(tensors):
-        raise UsageError(f"{file} is damaged (its checksum differs); remove it, and it is computed again")
+        raise _damaged(file, "its checksum differs")
     return tensors
+
+
+def _damaged(file: Path, reason: str) -> UsageError:
+    return UsageError(f"{file} is damaged ({reason}); remove it, and it is computed again")
 
 
 def check_disk(folder: Path, needed: int) -> None:
@@ -161,7 +209,7 @@ def check_disk(folder: Path, needed: int) -> None:
     if needed > free:
         raise UsageError(
             f"the Jacobian shards need up to {needed / 1e9:.3g} GB in {folder}, which has {free / 1e9:.3g} GB free; "
-            "give another directory, fewer labels or sites, or structure ekfac"
+            "give another directory, fewer labels, a subset of the weights, or structure ekfac"
         )
 
 

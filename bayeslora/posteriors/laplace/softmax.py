@@ -1,6 +1,12 @@
-"""The softmax's covariance over the contrasts, by a root that loses no digits where probabilities saturate."""
+r"""The softmax over contrasts of m rows: its covariance by a root that loses no digits, its gradient and likelihood.
+
+Questions have up to D = C - 1 contrasts; ``present [N, D]`` says which, and a vector over the m rows lists them
+question by question.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,3 +35,73 @@ def softmax_root(logits: Tensor) -> Tensor:
     column = (0.5 * (log_p - after - before))[:, None, :]
     below = torch.tril(-(log_p[:, :, None] + column).exp(), diagonal=-1)
     return torch.diag_embed(diagonal) + below
+
+
+def blockwise(blocks: Tensor, present: Tensor, matrix: Tensor) -> Tensor:
+    """The product of a block-diagonal matrix with another.
+
+    Args:
+        blocks: A block for every question ``[N, D, D]``.
+        present: Which contrasts there are ``[N, D]``.
+        matrix: ``[m, k]``.
+
+    Returns:
+        ``[m, k]``.
+    """
+    spread = matrix.new_zeros(*present.shape, matrix.shape[-1])
+    spread[present] = matrix
+    return (blocks.to(matrix) @ spread)[present]
+
+
+def weighted(root: Tensor, present: Tensor, gram: Tensor) -> Tensor:
+    """:math:`R^T K R` for the inner products ``K [m, m]`` of contrasts' rows and roots ``[N, D, D]``."""
+    half = blockwise(root.mT, present, gram)
+    return blockwise(root.mT, present, half.T)
+
+
+class Labels:
+    """The labels of N questions as a likelihood of the contrasts' logits, which are a vector f of m rows.
+
+    Args:
+        label: The right option of every question ``[N]``.
+        present: Which contrasts every question has ``[N, D]``.
+    """
+
+    def __init__(self, label: Tensor, present: Tensor) -> None:
+        self.label, self.present = label, present
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """F as logits ``[N, D + 1]``, minus infinity at absent options."""
+        contrasts = rows.new_full(self.present.shape, -torch.inf)
+        contrasts[self.present] = rows
+        return torch.nn.functional.pad(contrasts, (1, 0))
+
+    def log_likelihood(self, rows: Tensor) -> Tensor:
+        r""":math:`\log p(y | f)`."""
+        return self.logits(rows).log_softmax(-1).gather(-1, self.label[:, None]).sum()
+
+    def slope(self, rows: Tensor) -> Tensor:
+        r""":math:`\partial \log p(y | f) / \partial f`, the label less the probability, ``[m]``."""
+        probabilities = self.logits(rows).softmax(-1)
+        right = torch.nn.functional.one_hot(self.label, probabilities.shape[-1])
+        return (right - probabilities)[:, 1:][self.present]
+
+    def root(self, rows: Tensor) -> Tensor:
+        """Roots of the softmax's covariance ``[N, D, D]``, see :func:`softmax_root`."""
+        return softmax_root(self.logits(rows))
+
+    def slope_of_trace(self, rows: Tensor, blocks: Tensor) -> Tensor:
+        r""":math:`\partial \sum_n \mathrm{tr}(B_n \Lambda_n) / \partial f` ``[m]`` for fixed blocks ``B [N, D, D]``."""
+
+        def trace(vector: Tensor) -> Tensor:
+            p = self.logits(vector).softmax(-1)[:, 1:]
+            return (blocks.diagonal(dim1=-2, dim2=-1) * p).sum() - torch.einsum("ni,nij,nj->", p, blocks, p)
+
+        return gradient(trace, rows)
+
+
+def gradient(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
+    """The gradient of a scalar function of a tensor, also within ``torch.no_grad`` and ``torch.inference_mode``."""
+    with torch.inference_mode(False), torch.enable_grad():
+        point = point.detach().clone().requires_grad_(True)
+        return torch.autograd.grad(function(point), point)[0]

@@ -1,0 +1,253 @@
+r"""The optimum of the network linearised in its weights: a generalised linear model that is solved in function space.
+
+Around the weights :math:`w_0` that training found, the contrasts of all training questions are
+:math:`f(w) = f_0 + J (w - w_0)`. Under a prior :math:`N(\theta_0, \Lambda^{-1})` over the weights this is
+Gaussian-process classification with mean :math:`\mu = f_0 - J (w_0 - \theta_0)` and kernel
+:math:`K = J \Lambda^{-1} J^T` (Khan et al., "Approximate inference turns deep networks into Gaussian processes", 2019,
+arXiv 1906.01930; Immer et al., "Improving predictions of Bayesian neural nets via local linearization", 2021,
+arXiv 2008.08400), whose posterior has one maximum,
+
+.. math:: f^* = \mu + K a, \quad a = \nabla \log p(y \mid f^*), \qquad
+    w^* = w_0 + v, \quad v = -(w_0 - \theta_0) + \Lambda^{-1} J^T a,
+
+and its marginal likelihood by Laplace's approximation there (Rasmussen & Williams, "Gaussian processes for machine
+learning", 2006, chapter 3; Antoran et al., "Adapting the linearised Laplace model evidence for modern deep learning",
+2022, arXiv 2206.08900), with :math:`B = I + R^T K R` and :math:`R R^T` the softmax's covariance at :math:`f^*`,
+
+.. math:: \log Z(\lambda) = \log p(y \mid f^*) - \frac12 a^T K a - \frac12 \log \det B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.optimize
+import torch
+from torch import Tensor
+
+from bayeslora.errors import RunError, UsageError
+from bayeslora.posteriors.laplace.softmax import Labels, blockwise, weighted
+
+_STEPS, _HALVINGS, _DIGITS = 200, 40, 1e-13
+_TIGHT, _LOOSE = 1e-10, 1e-6  # gradient norms, against the length of the step from the prior: aimed at, accepted
+_FEW = 1e-2  # parameters that the data determine below which a group is said to follow its prior alone
+_REACH, _GRID = 25.0, 9  # of the logarithms of precisions around where the curvature is as large, and points over it
+_NO_OPTIMUM = "the marginal likelihood has no optimum where the linearised network is refitted"
+_INSTEAD = "give the precision as a number, or precision='validation'"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """The optimum under some precisions.
+
+    Attributes:
+        coefficients: a ``[m]``.
+        rows: The contrasts' logits :math:`f^*` ``[m]``.
+        gradient_norm: Norm of the objective's gradient by whitened weights, which is zero at the optimum.
+        steps: Newton steps taken.
+    """
+
+    coefficients: Tensor
+    rows: Tensor
+    gradient_norm: float
+    steps: int
+
+
+class LinearisedModel:
+    r"""The network linearised in its weights on the training questions, with a Gaussian prior in G groups.
+
+    Args:
+        trained: The contrasts' logits of the network itself, :math:`f_0` ``[m]``, float64.
+        offset: :math:`J (w_0 - \theta_0)` ``[m]``: what the weights' distance from the prior's centre is worth.
+        kernels: :math:`J_g J_g^T` ``[G, m, m]``.
+        labels: The questions' labels.
+    """
+
+    def __init__(self, trained: Tensor, offset: Tensor, kernels: Tensor, labels: Labels) -> None:
+        self.trained, self.prior_mean, self.kernels, self.labels = trained, trained - offset, kernels, labels
+        self._last: tuple[Tensor, Mode] | None = None  # precisions and optimum, from which the next search starts
+
+    def kernel(self, precisions: Tensor) -> Tensor:
+        r""":math:`K = \sum_g K_g / \lambda_g`, ``[m, m]``."""
+        return torch.einsum("gij,g->ij", self.kernels, 1 / precisions.double().to(self.kernels.device))
+
+    def mode(self, precisions: Tensor) -> Mode:
+        """The optimum by Newton's method, from the trained network, with steps halved until the objective rises.
+
+        Raises:
+            RunError: the optimum was not reached.
+        """
+        if self._last is not None and torch.equal(self._last[0], precisions):
+            return self._last[1]
+        kernel = self.kernel(precisions)
+        start = torch.zeros_like(self.trained) if self._last is None else self._last[1].coefficients
+        found = self._ascend(kernel, start)
+        tolerance = _LOOSE * (1 + _norm(found.coefficients, kernel))
+        if not found.gradient_norm <= tolerance:
+            raise RunError(
+                f"the linearised network was not refitted under the prior precision {_shown(precisions)}: after "
+                f"{found.steps} Newton steps the gradient's norm is {found.gradient_norm:.1e}, logits are up to "
+                f"{found.rows.abs().max():.1e}. The optimum runs off where questions can be told apart and the prior "
+                "is too weak; give a larger precision, or mean='trained'"
+            )
+        self._last = precisions.detach().clone(), found
+        return found
+
+    def _ascend(self, kernel: Tensor, start: Tensor) -> Mode:
+        value, best = self._objective(kernel, start), start
+        first = self._newton(kernel, self.trained)  # a step in the weights from where training left them
+        if (reached := self._objective(kernel, first)) > value:
+            value, best = reached, first
+        slack = self._slack(kernel, best)
+        steps = 0
+        while steps < _STEPS:
+            if slack <= _TIGHT * (1 + _norm(best, kernel)):
+                break
+            move, length = self._step(kernel, best), 1.0
+            for _ in range(_HALVINGS):
+                reached = self._objective(kernel, best + length * move)
+                if reached > value + _DIGITS * abs(value):
+                    break
+                if reached > value - _DIGITS * abs(value) and self._slack(kernel, best + length * move) < slack:
+                    break  # as high as the objective's digits tell, and flatter
+                length /= 2
+            else:
+                break
+            steps, value, best = steps + 1, reached, best + length * move
+            slack = self._slack(kernel, best)
+        return Mode(best, self.prior_mean + kernel @ best, slack, steps)
+
+    def _slack(self, kernel: Tensor, coefficients: Tensor) -> float:
+        """Norm of the objective's gradient by whitened weights."""
+        rows = self.prior_mean + kernel @ coefficients
+        return _norm(self.labels.slope(rows) - coefficients, kernel)
+
+    def _objective(self, kernel: Tensor, coefficients: Tensor) -> float:
+        moved = kernel @ coefficients
+        value = self.labels.log_likelihood(self.prior_mean + moved) - 0.5 * coefficients @ moved
+        return value.item() if value.isfinite() else -torch.inf
+
+    def _step(self, kernel: Tensor, coefficients: Tensor) -> Tensor:
+        r"""Newton's step :math:`(I + \Lambda K)^{-1} (\nabla - a)`, from a difference, so that it keeps its digits."""
+        rows = self.prior_mean + kernel @ coefficients
+        return self._solved(kernel, rows, self.labels.slope(rows) - coefficients)
+
+    def _newton(self, kernel: Tensor, rows: Tensor) -> Tensor:
+        r"""The a that Newton's step leads to from any f: :math:`(I + \Lambda K)^{-1} [\Lambda (f - \mu) + \nabla]`."""
+        root, present = self.labels.root(rows), self.labels.present
+        pulled = blockwise(root, present, blockwise(root.mT, present, (rows - self.prior_mean)[:, None]))
+        return self._solved(kernel, rows, pulled[:, 0] + self.labels.slope(rows))
+
+    def _solved(self, kernel: Tensor, rows: Tensor, vector: Tensor) -> Tensor:
+        r""":math:`(I + \Lambda K)^{-1} x = x - R B^{-1} R^T K x` at logits f."""
+        root, present = self.labels.root(rows), self.labels.present
+        inner = blockwise(root.mT, present, (kernel @ vector)[:, None])
+        return vector - blockwise(root, present, torch.cholesky_solve(inner, _factor(root, present, kernel)))[:, 0]
+
+    def log_evidence(self, precisions: Tensor) -> tuple[float, Tensor]:
+        r"""The log marginal likelihood, and its gradient by :math:`u = \log \lambda` ``[G]``.
+
+        The gradient is differentiated through the optimum: with
+        :math:`\Sigma = K - K R B^{-1} R^T K` and :math:`q = \partial \operatorname{tr}(\Sigma \Lambda) / \partial f`,
+
+        .. math:: \frac{\partial \log Z}{\partial u_g} = -\frac{a^T K_g a}{2 \lambda_g} + \frac{\gamma_g}{2}
+            + \frac{1}{2 \lambda_g} q^T (I + K \Lambda)^{-1} K_g a, \qquad
+            \gamma_g = \operatorname{tr}(R B^{-1} R^T K_g) / \lambda_g
+
+        (Rasmussen & Williams, 2006, section 5.5.1). Its last term is missing where precision and optimum are found
+        in turns, which therefore ends elsewhere.
+        """
+        mode, kernel = self.mode(precisions), self.kernel(precisions)
+        a, present, root = mode.coefficients, self.labels.present, self.labels.root(mode.rows)
+        factor = _factor(root, present, kernel)
+        weighted_kernel = blockwise(root.mT, present, kernel)
+        solved = torch.linalg.solve_triangular(factor, weighted_kernel, upper=False)
+        q = self.labels.slope_of_trace(mode.rows, _blocks(kernel, present) - _blocks_of_product(solved, present))
+        pulled = q - blockwise(root, present, torch.cholesky_solve((weighted_kernel @ q)[:, None], factor))[:, 0]
+        inverse = torch.cholesky_inverse(factor)
+        slopes = []
+        for own, precision in zip(self.kernels, precisions.tolist(), strict=True):
+            gamma = (inverse * weighted(root, present, own)).sum()
+            slopes.append((gamma - a @ own @ a + pulled @ own @ a) / (2 * precision))
+        value = self.labels.log_likelihood(mode.rows) - 0.5 * a @ kernel @ a - factor.diagonal().log().sum()
+        return value.item(), torch.stack(slopes).cpu()
+
+    def best(self) -> Tensor:
+        """The precisions of highest evidence at their own optimum: by L-BFGS from the best of a few common ones.
+
+        Raises:
+            UsageError: there is no optimum: the evidence rises towards a precision of zero or infinity.
+        """
+        middle = self._middle()
+
+        def loss(logs: np.ndarray) -> tuple[float, np.ndarray]:
+            try:
+                value, slope = self.log_evidence(torch.from_numpy(logs).exp())
+            except RunError:  # the optimum runs off: no precision to choose
+                return np.inf, np.zeros_like(logs)
+            return -value, -slope.numpy()
+
+        groups = len(self.kernels)
+        grid = middle + np.linspace(0.5 * _REACH, -0.5 * _REACH, _GRID)
+        values = [loss(np.full(groups, point))[0] for point in grid]
+        reached = np.asarray(values)[np.isfinite(values)]
+        if not len(reached) or not np.ptp(reached) > _DIGITS * np.abs(reached).max():
+            raise UsageError(f"{_NO_OPTIMUM}: the questions say nothing about the weights; {_INSTEAD}")
+        start = np.full(groups, grid[int(np.argmin(values))])
+        bounds = [(middle - _REACH, middle + _REACH)] * groups
+        options = {"ftol": 1e-15, "gtol": 1e-8, "maxiter": 200}
+        found = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        precisions = torch.from_numpy(found.x).exp()
+        off = (np.abs(found.x - middle) > _REACH - 1e-3) | (self.effective(precisions).numpy() < _FEW)
+        if off.any() or np.abs(found.jac).max() > 1e-2:
+            raise UsageError(f"{_NO_OPTIMUM}: it rises towards a precision of {_shown(precisions)}; {_INSTEAD}")
+        return precisions
+
+    def effective(self, precisions: Tensor) -> Tensor:
+        r"""Number of parameters :math:`\gamma_g` that the data determine at the optimum, by group ``[G]``."""
+        mode, present = self.mode(precisions), self.labels.present
+        root = self.labels.root(mode.rows)
+        inverse = torch.cholesky_inverse(_factor(root, present, self.kernel(precisions)))
+        traces = torch.stack([(inverse * weighted(root, present, own)).sum() for own in self.kernels])
+        return traces.cpu() / precisions
+
+    def _middle(self) -> float:
+        """The logarithm of a precision as large as the mean curvature of a row at the trained network."""
+        root = self.labels.root(self.trained)
+        trace = weighted(root, self.labels.present, self.kernels.sum(0)).diagonal()
+        size = trace.mean().item() if len(trace) else 0.0
+        if not size > 0:
+            size = self.kernels.sum(0).diagonal().mean().item() if len(trace) else 1.0
+        return float(np.log(max(size, 1e-30)))
+
+
+def _factor(root: Tensor, present: Tensor, kernel: Tensor) -> Tensor:
+    """The Cholesky factor of B."""
+    matrix = weighted(root, present, kernel)
+    return torch.linalg.cholesky(matrix + torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+
+
+def _norm(coefficients: Tensor, kernel: Tensor) -> float:
+    """Length in weight space, whitened by the prior, of what the coefficients stand for."""
+    return (coefficients @ kernel @ coefficients).clamp(min=0).sqrt().item()
+
+
+def _blocks(matrix: Tensor, present: Tensor) -> Tensor:
+    """The blocks ``[N, D, D]`` on the diagonal of a matrix ``[m, m]``, zero where a contrast is absent."""
+    question, place = present.nonzero(as_tuple=True)
+    same = (question[:, None] == question[None]).nonzero(as_tuple=True)
+    blocks = matrix.new_zeros(*present.shape, present.shape[1])
+    blocks[question[same[0]], place[same[0]], place[same[1]]] = matrix[same]
+    return blocks
+
+
+def _blocks_of_product(half: Tensor, present: Tensor) -> Tensor:
+    """The blocks on the diagonal of ``half.T @ half``, ``half [k, m]``."""
+    spread = half.new_zeros(*present.shape, len(half))
+    spread[present] = half.T
+    return spread @ spread.mT
+
+
+def _shown(precisions: Tensor) -> str:
+    return ", ".join(f"{value:.3g}" for value in precisions.tolist())
