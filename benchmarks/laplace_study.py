@@ -11,6 +11,7 @@ temperature fitted on the validation questions. Folders are as `bayeslora test` 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from bayeslora.callbacks.laplace import MEMORY, Laplace
 from bayeslora.callbacks.predictions import Predictions
-from bayeslora.curvature.jacobian import contrast_jacobian
+from bayeslora.curvature.jacobian import contrast_jacobian, contrast_mean
 from bayeslora.datamodules.synthetic import SyntheticDataModule
 from bayeslora.lightning_modules.lora import LoRAModule
 from bayeslora.metrics import AURC, ECE, Divergence, ExpectedAccuracy, ExpectedNLL, auroc, over_seeds
@@ -47,9 +48,14 @@ class Posteriors(L.Callback):
 
     Args:
         folders: Row to its run folder.
+        rows: Row to its structure and prior.
+        options: Of Laplace, where a fit is to keep more than it does by itself.
     """
 
-    def __init__(self, folders: dict[str, Path]) -> None:
+    def __init__(
+        self, folders: dict[str, Path], rows: Mapping[str, tuple[str, Prior]] = ROWS, **options: Any
+    ) -> None:
+        self.rows, self.options = rows, options
         self.files = {row: Predictions(folder / "test", method=row) for row, folder in folders.items()}
         self.posteriors: dict[str, tuple[GaussianPosterior, float]] = {}
 
@@ -62,14 +68,18 @@ class Posteriors(L.Callback):
         """Fit, and choose the priors."""
         fits: dict[str, Fit] = {}
         for row in self.files:
-            structure, prior = ROWS[row]
+            structure, prior = self.rows[row]
             if structure not in fits:
-                laplace = Laplace(structure, directory=MEMORY)
-                laplace.fit_to(trainer, pl_module)
-                fits[structure] = laplace.fits[0]
+                fits[structure] = self.fitted(trainer, pl_module, structure)
             posterior, choice, report = fits[structure].choose(prior)
             self.posteriors[row] = posterior, choice.temperature
             print(row, report["precision"], report["gamma"], choice.scale, choice.temperature, flush=True)
+
+    def fitted(self, trainer: L.Trainer, pl_module: L.LightningModule, structure: str) -> Fit:
+        """What a fit leaves, from which every prior is chosen; the precision here is of no interest."""
+        laplace = Laplace(structure, 1.0, directory=MEMORY, **self.options)
+        laplace.fit_to(trainer, pl_module)
+        return laplace.fits[0]
 
     def on_test_batch_end(
         self,
@@ -82,10 +92,10 @@ class Posteriors(L.Callback):
     ) -> None:
         """Predict a batch with every posterior."""
         logits, jacobian = contrast_jacobian(pl_module.model, batch)
-        contrasts = logits[:, 1:] - logits[:, :1]
         for row, (posterior, temperature) in self.posteriors.items():
             part = {name: jacobian[name] for name in getattr(posterior, "precision", jacobian)}
-            predictive = Predictive.from_gaussian(contrasts, posterior.logit_covariance(part))
+            mean = contrast_mean(logits, part, posterior)
+            predictive = Predictive.from_gaussian(mean, posterior.logit_covariance(part))
             if temperature != 1:
                 predictive = predictive.tempered(temperature)
             self.files[row].on_test_batch_end(trainer, pl_module, predictive, batch, batch_idx, dataloader_idx)
@@ -104,7 +114,8 @@ def main() -> None:
         folders = {row: options.out / f"laplace_{row}" / f"seed-{seed}" for row in options.rows}
         missing = {row: folder for row, folder in folders.items() if not (folder / "test").exists()}
         if missing:
-            test(options, seed, missing)
+            checkpoint = options.out / "mle" / f"seed-{seed}" / "checkpoints" / "last.ckpt"
+            test(options, seed, checkpoint, Posteriors(missing))
         print(f"seed {seed} done", flush=True)
     print(table(options.out, ["mle", f"mle{TEMPERATURE}", *(f"laplace_{row}" for row in options.rows)]))
 
@@ -157,9 +168,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def test(options: argparse.Namespace, seed: int, folders: dict[str, Path]) -> None:
-    """All rows of a seed, around its maximum likelihood run."""
-    checkpoint = options.out / "mle" / f"seed-{seed}" / "checkpoints" / "last.ckpt"
+def test(options: argparse.Namespace, seed: int, checkpoint: Path, posteriors: L.Callback) -> None:
+    """All rows of a seed, around a checkpoint of its maximum likelihood run."""
     module = LoRAModule.load_from_checkpoint(checkpoint, weights_only=True)
     data = SyntheticDataModule(
         labels=options.labels,
@@ -172,7 +182,7 @@ def test(options: argparse.Namespace, seed: int, folders: dict[str, Path]) -> No
     trainer = L.Trainer(
         accelerator="cpu",
         inference_mode=False,  # priors are chosen with gradients
-        callbacks=[Posteriors(folders)],
+        callbacks=[posteriors],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
