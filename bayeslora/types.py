@@ -183,10 +183,14 @@ class Predictive:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Predictive:
         """The same prediction on another device."""
-        move = partial(torch.Tensor.to, device=device, non_blocking=non_blocking)
-        law = None if self.gaussian is None else Gaussian(move(self.gaussian.mean), move(self.gaussian.cov))
-        logits, logsumexp = (None if t is None else move(t) for t in (self.logits, self.logsumexp))
-        return Predictive(move(self.log_probs), move(self.weights), logits, logsumexp, law)
+        return self.map(partial(torch.Tensor.to, device=device, non_blocking=non_blocking))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Predictive:
+        """The same prediction with every tensor replaced by what ``function`` makes of it."""
+        law = self.gaussian
+        law = None if law is None else Gaussian(function(law.mean), function(law.cov))
+        logits, logsumexp = (None if t is None else function(t) for t in (self.logits, self.logsumexp))
+        return Predictive(function(self.log_probs), function(self.weights), logits, logsumexp, law)
 
     @property
     def log_mean(self) -> Tensor:

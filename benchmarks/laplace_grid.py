@@ -1,12 +1,12 @@
 """Where Laplace's Gaussian, its prior and its precision come from: every combination, at two ends of the same runs.
 
-    OMP_NUM_THREADS=1 python benchmarks/study.py --rows mle --seeds 10 --out runs/study
     OMP_NUM_THREADS=1 python benchmarks/laplace_grid.py --seeds 10 --out runs/study
 
-The mean of the Gaussian (``trained`` or ``refit``) x the prior's mean (``zero``, ``initial``, ``trained``) x its precision
-(``evidence``, ``validation``) x the checkpoint (``last``; ``best``, by validation). One fit a checkpoint serves all
-of its rows. A row for which there is no precision of highest evidence is left out and counted. Rows of the named
-contrast in docs/study/plan.md are made with a temperature as well. Nothing is tuned on the test questions.
+The mean of the Gaussian (``trained`` or ``refit``) x the prior's mean (``zero``, ``initial``, ``trained``) x its
+precision (``evidence``, ``validation``) x the checkpoint (``last``; ``best``, of least validation NLL after an epoch).
+A seed is trained once; one fit a checkpoint serves all of its rows. A row for which no precision has the highest
+evidence is left out and counted. Rows of the named contrast in docs/study/plan.md are made with a temperature as well.
+Nothing is tuned on the test questions.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import lightning as L
 import torch
 from laplace_study import TEMPERATURE, Posteriors, numbers, test
 from measure import machine, quiet
+from study import configuration, overlays, run
 
 from bayeslora.errors import RunError, UsageError
 from bayeslora.metrics import over_seeds
@@ -100,20 +101,30 @@ def main() -> None:
     print(machine(), flush=True)
     rows = [NETWORK, NETWORK + TEMPERATURE, *GRID, *(row + TEMPERATURE for row in NAMED)]
     for seed in range(options.first_seed, options.first_seed + options.seeds):
+        trained = train(options, seed)
         for end in CHECKPOINTS:
             folders = {row: options.out / f"laplace_grid_{end}" / row / f"seed-{seed}" for row in rows}
             done = options.out / f"laplace_grid_{end}" / f"seed-{seed}.done"
             if not done.exists():
-                checkpoint = options.out / "mle" / f"seed-{seed}" / "checkpoints" / f"{end}.ckpt"
-                test(options, seed, checkpoint, Grid(folders))
+                test(options, seed, trained / "checkpoints" / f"{end}.ckpt", Grid(folders))
                 done.touch()
             print(f"seed {seed}, {end}: done", flush=True)
     for end in CHECKPOINTS:
         print(f"\n{end}\n\n{table(options.out / f'laplace_grid_{end}', rows)}")
 
 
+def train(options: argparse.Namespace, seed: int) -> Path:
+    """The folder of a maximum likelihood run that is validated after every epoch; trained where it is missing."""
+    folder = options.out / "laplace_grid_runs" / f"seed-{seed}"
+    if not (folder / "posterior").exists():
+        every = "--trainer.check_val_every_n_epoch=1"
+        where = f"--trainer.default_root_dir={folder}"
+        run("fit", *configuration(options, seed), *overlays(("mle",)), every, where, "--overwrite")
+    return folder
+
+
 def table(out: Path, rows: list[str]) -> str:
-    """Rows in Markdown: mean over seeds, and the paired difference from the network with half of its 95 % t interval."""
+    """Rows in Markdown: mean over seeds, and the paired difference from the network with half of its 95 % interval."""
     found = {row: results(out / row) for row in rows}
     lines = [f"| | seeds | {' | '.join(HEADS)} |", "|---|--:" + "|--:" * len(HEADS) + "|"]
     for row in rows:
@@ -148,6 +159,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--labels", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=600, help="optimiser steps of a training")
     parser.add_argument("--questions", type=int, default=500, help="of each test set")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     return parser.parse_args()

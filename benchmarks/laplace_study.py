@@ -52,9 +52,7 @@ class Posteriors(L.Callback):
         options: Of Laplace, where a fit is to keep more than it does by itself.
     """
 
-    def __init__(
-        self, folders: dict[str, Path], rows: Mapping[str, tuple[str, Prior]] = ROWS, **options: Any
-    ) -> None:
+    def __init__(self, folders: dict[str, Path], rows: Mapping[str, tuple[str, Prior]] = ROWS, **options: Any) -> None:
         self.rows, self.options = rows, options
         self.files = {row: Predictions(folder / "test", method=row) for row, folder in folders.items()}
         self.posteriors: dict[str, tuple[GaussianPosterior, float]] = {}

@@ -109,7 +109,7 @@ def fit_temperature(predictives: list[Predictive], labels: list[Tensor], max_ite
     """
     with torch.inference_mode(False), torch.enable_grad():
         # tests run in inference mode, whose tensors no gradient may flow through: clones may
-        predictives = [Predictive(p.log_probs.clone(), p.weights.clone()) for p in predictives]
+        predictives = [p.map(torch.clone) for p in predictives]
         labels = [label.clone() for label in labels]
         log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True, device="cpu")
         optimizer = torch.optim.LBFGS([log_temperature], max_iter=max_iter, line_search_fn="strong_wolfe")

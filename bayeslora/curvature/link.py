@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from math import pi
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from bayeslora.quadrature import normal_draws
 from bayeslora.streams import generator
-from bayeslora.types import Predictive
+from bayeslora.types import Gaussian, Predictive
 
 LINKS = ("linearised", "probit", "mc")
 Link = Callable[[Tensor, Tensor], Predictive]
@@ -48,7 +49,33 @@ def probit(mean: Tensor, covariance: Tensor) -> Predictive:
     centred = torch.einsum("bij,bj->bi", centre, logits.masked_fill(~present.bool(), 0.0))
     variance = torch.einsum("bij,bjk,bik->bi", centre, spread, centre).clamp(min=0)
     shrunk = centred / (1 + pi / 8 * variance).sqrt()
-    return Predictive.from_logits(shrunk.masked_fill(~present.bool(), -torch.inf)[None])
+    found = Predictive.from_logits(shrunk.masked_fill(~present.bool(), -torch.inf)[None])
+    return Probit(found.log_probs, found.weights, found.logits, law=Gaussian(mean, covariance))
+
+
+@dataclass(frozen=True)
+class Probit(Predictive):
+    """The probit approximation's one distribution, which knows the law it stands for.
+
+    Attributes:
+        law: The normal law over contrast logits.
+    """
+
+    law: Gaussian | None = None
+
+    def tempered(self, temperature: float | Tensor) -> Predictive:
+        """The approximation of the law of the divided logits, N(f/T, S/T^2): dividing after shrinking is another."""
+        assert self.law is not None
+        present = self.law.mean.isfinite()
+        mean = self.law.mean.masked_fill(~present, 0.0) / temperature  # infinity would make T's gradient NaN
+        return probit(mean.masked_fill(~present, -torch.inf), self.law.cov / temperature**2)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Probit:
+        """The same prediction with every tensor replaced by what ``function`` makes of it."""
+        assert self.law is not None
+        law = Gaussian(function(self.law.mean), function(self.law.cov))
+        plain = super().map(function)
+        return Probit(plain.log_probs, plain.weights, plain.logits, law=law)
 
 
 def drawn(samples: int, seed: int, mean: Tensor, covariance: Tensor) -> Predictive:

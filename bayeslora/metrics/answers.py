@@ -15,6 +15,7 @@ from bayeslora.types import Predictive
 UNKNOWN = -1  # the label of a question whose answer is not known
 _CHUNK = 256  # questions at a time where a Gaussian is integrated: its nodes take 8192 * C doubles a question
 _ROUNDING = 1e-12
+_SMALLEST = 5e-324  # the smallest probability above zero
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,23 @@ class Answers:
             for mean, cov in zip(self.logit_mean.split(_CHUNK), self.logit_cov.split(_CHUNK), strict=True):
                 yield Predictive.from_gaussian(mean, cov)
         elif self.members is not None:
-            log_probs = self.members.transpose(0, 1).log()
+            log_probs = self._log_members().transpose(0, 1)
             yield Predictive(log_probs, torch.full((len(log_probs),), 1 / len(log_probs), dtype=torch.float64))
         else:
             raise ValueError("there are neither members nor a Gaussian, so uncertainty cannot be split")
+
+    def _log_members(self) -> Tensor:
+        """Members' log-probabilities ``[N, S, C]``, minus infinity at absent options alone.
+
+        Logits that are more than 745 apart leave a probability of zero: it is taken from the logits where they were
+        kept, else as the smallest number there is, since an option that exists is never impossible.
+        """
+        if self.logits is not None:
+            return self.logits.log_softmax(-1)
+        assert self.members is not None
+        absent = torch.arange(self.members.shape[-1]) >= self.options[:, None]
+        log_probs = self.members.clamp(min=_SMALLEST).log()
+        return log_probs.masked_fill(absent[:, None, :], -torch.inf)
 
     def tempered(self, temperature: float) -> Answers:
         """The same questions with every member's, or the Gaussian's, logits divided by a temperature.

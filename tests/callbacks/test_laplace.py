@@ -1,10 +1,12 @@
 """Laplace on modules that know nothing of this package, its ways to predict, and what it refuses."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from bayeslora.callbacks.laplace import Laplace
@@ -160,3 +162,112 @@ def test_what_is_refused() -> None:
     laplace = Laplace(logits_fn=noisy, label_fn=label_of)
     with pytest.raises(UsageError, match="dropout"):
         L.Trainer(max_epochs=1, callbacks=[laplace], enable_checkpointing=False, **QUIET).fit(Classifier(), loader())
+
+
+def test_probit_with_a_temperature_is_that_of_the_divided_law() -> None:
+    mean, cov = (
+        torch.tensor([[3.0, -1.0, -torch.inf]]).double(),
+        torch.diag(torch.tensor([9.0, 4.0, 0.0]))[None].double(),
+    )
+    for temperature in (0.5, 1.0, 3.0):
+        expected = probit(mean / temperature, cov / temperature**2).probs
+        torch.testing.assert_close(probit(mean, cov).tempered(temperature).probs, expected, atol=1e-12, rtol=0)
+    assert (
+        probit(mean, cov).tempered(3.0).probs - Predictive.from_logits(probit(mean, cov).logits / 3.0).probs
+    ).abs().max() > 0.01
+    log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    probit(mean, cov).map(torch.clone).tempered(log_t.exp()).nll(torch.tensor([1])).sum().backward()
+    assert log_t.grad is not None
+    assert log_t.grad.isfinite()
+    laplace, module = fitted(train_batches=list(loader()), predict="probit", temperature=2.0)
+    reference, again = fitted(train_batches=list(loader()))
+    law = predicted(reference, again)[0].gaussian
+    assert law is not None
+    torch.testing.assert_close(
+        predicted(laplace, module)[0].probs, probit(law.mean / 2, law.cov / 4).probs, atol=1e-9, rtol=0
+    )
+
+
+class Order(L.Callback):
+    """Notes where the module is when training ends, and what Laplace holds when fit ends."""
+
+    def __init__(self, laplace: Laplace) -> None:
+        self.laplace = laplace
+        self.fitted_at_fit_end = False
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.fitted_at_fit_end = self.laplace.posterior is not None
+
+
+def test_it_fits_while_the_module_is_on_its_device_and_after_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning moves the module to the CPU before fit ends; a fit that fails must not cost the checkpoint."""
+    events: list[str] = []
+    module, original = Classifier(), Classifier.cpu
+    monkeypatch.setattr(Classifier, "cpu", lambda self: (events.append("to the CPU"), original(self))[1])
+    laplace = Laplace(precision=2.0, logits_fn=logits_of, label_fn=label_of)
+    fit_to = laplace.fit_to
+
+    def noted(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        events.append("last.ckpt" if (tmp_path / "last.ckpt").exists() else "no checkpoint")
+        events.append("fit")
+        fit_to(trainer, pl_module)
+
+    monkeypatch.setattr(laplace, "fit_to", noted)
+    checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0)
+    order = Order(laplace)
+    trainer = L.Trainer(max_epochs=1, callbacks=[laplace, order, checkpoints], **QUIET)
+    trainer.fit(module, loader())
+    assert events.index("fit") < events.index("to the CPU")
+    assert events[0] == "last.ckpt"
+    assert order.fitted_at_fit_end
+
+
+def test_a_fit_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    laplace, module = fitted(train_batches=list(loader()))
+    predicted(laplace, module)
+    predicted(laplace, module)
+    assert capsys.readouterr().out.count("laplace full:") == 1
+
+
+def test_a_refit_of_a_foreign_module_leaves_nothing_to_gain() -> None:
+    """The last layer's model is linear in it: what a refit finds has no gradient left, and prediction moves there."""
+    laplace, module = fitted(train_batches=list(loader()), mean="refit", precision=0.5)
+    assert laplace.report["refit"]["gradient_norm"] < 1e-6
+    weights = {name: value.detach().clone().double() for name, value in module.net[2].named_parameters()}
+    shift = {name.split(".")[-1]: value.double() for name, value in laplace.posterior.shift.items()}
+    moved = {name: (weights[name] + shift[name]).requires_grad_(True) for name in weights}
+    loss = torch.zeros((), dtype=torch.float64)
+    for x, y in loader():
+        logits = torch.func.functional_call(module.net[2].double(), moved, (module.net[:2](x).double().detach(),))
+        loss = loss + nn.functional.cross_entropy(logits, y, reduction="sum")
+    module.float()
+    loss = loss + 0.25 * sum(value.square().sum() for value in moved.values())
+    for slope in torch.autograd.grad(loss, list(moved.values())):
+        assert slope.abs().max() < 1e-4
+    (first, _) = predicted(laplace, module)
+    x = next(iter(loader(2)))[0]
+    with torch.no_grad():
+        features = module.net[:2](x).double()
+        logits = features @ moved["weight"].T + moved["bias"]
+    torch.testing.assert_close(first.gaussian.mean, logits[:, 1:] - logits[:, :1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sites": "last"}, "sites is called subset_of_weights now; give subset_of_weights='last'"),
+        ({"mean": "moved"}, "mean is 'moved'; allowed: trained, refit"),
+        ({"prior_mean": "one"}, "prior_mean is 'one'; allowed: zero, initial, trained"),
+        ({"mean": "refit", "structure": "kfac"}, r"mean='refit' needs the Jacobian's rows.*structure='kfac'"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Laplace(**options)
+
+
+def test_validation_without_questions_names_the_argument() -> None:
+    with pytest.raises(UsageError, match="give val_batches"):
+        fitted(precision="validation")

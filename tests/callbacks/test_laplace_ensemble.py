@@ -35,7 +35,7 @@ def test_every_member_has_the_posterior_it_has_alone(data: Path, tmp_path: Path)
     alone.double()
     single.fit_to(alone.trainer, alone)
     one, other = laplace.posterior.components[1], single.posterior.components[0]
-    torch.testing.assert_close(one.curvature, other.curvature, atol=1e-10, rtol=1e-6)
+    torch.testing.assert_close(one.curvature, other.curvature, atol=1e-10, rtol=1e-5)  # norms are float32
 
     made = trainer(tmp_path, callbacks=[laplace])
     made.test(ensemble, datamodule=datamodule(data), verbose=False)

@@ -92,3 +92,16 @@ def test_a_temperature_can_be_applied_to_what_was_kept(gaussian: bool) -> None:
     assert got.example_id == wanted.example_id
     for name in ("probs", "label", "options", "true_probs", "total", "aleatoric"):
         torch.testing.assert_close(getattr(got, name), getattr(wanted, name), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_temperature_on_logits_that_are_far_apart_loses_no_option(kept: bool) -> None:
+    logits = torch.tensor([[[0.0, -800.0, -1.0]], [[-900.0, 0.0, -2.0]]], dtype=torch.float64)
+    predictive = Predictive.from_logits(logits)
+    held = Answers.from_predictive(predictive)
+    got = (held if kept else replace(held, logits=None)).tempered(100.0)
+    assert (got.probs > 0).all()
+    assert got.members is not None
+    assert (got.members > 0).all()
+    if kept:
+        torch.testing.assert_close(got.probs, predictive.tempered(100.0).probs)

@@ -80,11 +80,10 @@ def gram_matrices(
     Raises:
         RunError: a number that is not finite, naming the parameter.
     """
-    cells = list(dict.fromkeys(cell_of[name] for name in sizes))
-    grams = _zeros(cells, contrasts_of(train, kept=True), contrasts_of(validation), list(centres), device)
-    present = contrasts_of(validation)
-    columns = columns_of(sizes)
+    cells, columns = list(dict.fromkeys(cell_of[name] for name in sizes)), columns_of(sizes)
     with train.reading(), nullcontext() if validation is None else validation.reading():
+        present = contrasts_of(validation)
+        grams = _zeros(cells, contrasts_of(train, kept=True), present, list(centres), device)
         for name in sizes:
             cell = cells.index(cell_of[name])
             away = {kind: values[name].flatten().double().to(device) for kind, values in centres.items()}
