@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bayeslora.curvature.jacobian import linearised
 from bayeslora.errors import UsageError, require, require_choice
+from bayeslora.lightning_modules.grad_scaler import one_update
 from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.sample_bank import draw_bank, weight_samples
@@ -181,7 +182,8 @@ class BLoBModule(MultipleChoiceModule):
         step = self._micro_step
         loss = super().training_step(batch, batch_idx)
         if not self.automatic_optimization:
-            self._two_steps(loss, step)
+            with one_update(self.trainer):
+                self._two_steps(loss, step)
         return loss
 
     def _two_steps(self, nll: Tensor, step: int) -> None:

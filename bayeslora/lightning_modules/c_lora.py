@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import UsageError, require, require_choice
+from bayeslora.lightning_modules.grad_scaler import one_update
 from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.c_lora import CONTEXTS, INITS, ContextualSites
@@ -185,9 +186,10 @@ class CLoRAModule(MultipleChoiceModule):
         if not self.automatic_optimization:
             adam, sgd = self.optimizers()  # type: ignore[misc, attr-defined]
             self.manual_backward(loss)
-            adam.step()
             step = self.trainer.strategy.optimizer_step  # not the trainer's own, which would count a second step
-            step(sgd.optimizer, lambda: None, self)
+            with one_update(self.trainer):
+                adam.step()
+                step(sgd.optimizer, lambda: None, self)
             for optimiser, scheduler in zip((adam, sgd), self.lr_schedulers(), strict=True):  # type: ignore[arg-type]
                 optimiser.zero_grad()
                 scheduler.step()  # type: ignore[call-arg, union-attr]

@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 from torchmetrics import MeanMetric
 
 from bayeslora.errors import RunError, UsageError
+from bayeslora.lightning_modules.grad_scaler import may_overflow
 from bayeslora.lightning_modules.member_states import FAILED, STOPPED, TRAINING, MemberStates
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.answer_model import Vocabulary
@@ -292,6 +293,13 @@ class LoRAEnsemble(MultipleChoiceModule):
             self.usable_members()
             self.trainer.should_stop = True
 
+    def on_after_backward(self) -> None:
+        """Leave no gradient to members that train no more; before a scaler looks for overflow, which is for all."""
+        if frozen := list(self.states.places(STOPPED, FAILED)):
+            for parameter in self.trainable().values():
+                if parameter.grad is not None:
+                    parameter.grad[frozen] = 0
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -301,12 +309,12 @@ class LoRAEnsemble(MultipleChoiceModule):
         """Clip every member's gradient by its own norm; members whose gradient is not finite fail before the step."""
         parameters = [p for p in self.trainable().values() if p.grad is not None]
         norms = _gradient_norms([p.grad for p in parameters])  # type: ignore[misc]
-        for place, fine in enumerate(norms.isfinite().tolist()):
-            if not fine and place in self.active_members():
+        broken = [place for place, fine in enumerate(norms.isfinite().tolist()) if not fine]
+        for place in broken if broken and not may_overflow(self.trainer) else []:
+            if place in self.active_members():
                 self._fail(place, f"its gradient at step {self.global_step} is not finite")
+        self.on_after_backward()
         frozen = list(self.states.places(STOPPED, FAILED))
-        for parameter in parameters if frozen else []:
-            parameter.grad[frozen] = 0  # type: ignore[index]
         if gradient_clip_val and gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
