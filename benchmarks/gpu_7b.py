@@ -40,8 +40,8 @@ DRAWS = 10
 class Release(Callback):
     """Lets go of the model when training ends: the trainer would carry the shared base to the CPU."""
 
-    def on_fit_end(self, trainer: Any, pl_module: LoRAModule) -> None:
-        """Leave the trainer's clean-up an empty module."""
+    def on_train_end(self, trainer: Any, pl_module: LoRAModule) -> None:
+        """Leave the trainer's clean-up, which comes before ``on_fit_end``, an empty module."""
         pl_module.model = None  # type: ignore[assignment]
 
 

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +139,20 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    versions = ", ".join(f"{name} {installed(name)}" for name in PACKAGES)
     return (
         f"machine: {names[0] if names else platform.machine()}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} torch threads, load {os.getloadavg()[0]:.1f}; {device}\n"
         f"python {platform.python_version()}, {versions}"
     )
+
+
+def installed(package: str) -> str:
+    """The version of a package, which need not be there: not every benchmark quantises."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def begin(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:

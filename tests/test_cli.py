@@ -1,6 +1,7 @@
 """The command line: help at once, one clear line for what cannot be done, and a path that is whole."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -156,3 +157,38 @@ def test_a_checkpoint_of_another_base_is_refused(run: Path, data: Path, tmp_path
 def test_nan_in_the_loss_stops_the_run_and_names_the_batch(data: Path, tmp_path: Path, capsys) -> None:
     args = arguments("fit", tmp_path, data, "--model.learning_rate=1e30", "--trainer.max_epochs=3", "--model.warmup=0")
     refused(capsys, args, "not finite", "train", "rows", status=1)
+
+
+@pytest.mark.parametrize(
+    "there, accelerator, bfloat16, wanted",
+    [
+        (True, "auto", True, "bf16-mixed"),
+        (True, "gpu", False, "16-mixed"),  # cards from before Ampere
+        (True, "cpu", True, None),
+        (False, "auto", False, None),
+    ],
+)
+def test_precision_on_a_gpu_is_its_own(
+    there: bool, accelerator: str, bfloat16: bool, wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bayeslora.commands.gpu import gpu_precision
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
+    assert gpu_precision(accelerator) == wanted
+
+
+def test_deterministic_runs_keep_the_workspaces_that_were_chosen(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matrix products repeat their bits on a GPU only with workspaces of a fixed size: Lightning's, or the user's."""
+    try:
+        for name, chosen, wanted in (("lightning", None, ":4096:8"), ("own", ":16:8", ":16:8")):
+            monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+            if chosen is not None:
+                monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", chosen)
+            options = ["--trainer.deterministic=true", "--trainer.fast_dev_run=1"]
+            assert main(arguments("fit", tmp_path / name, data, *options)) == 0
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == wanted
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -57,7 +57,7 @@ class RunFolder(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note what it cost; save the posterior that a callback holds, or the module's own."""
         spent = _run_record(trainer).get("train_seconds", 0.0) + time.monotonic() - self._started
-        self._note(trainer, {"train_seconds": round(spent, 3), "peak_bytes": _peak_bytes(pl_module.device)})
+        self._note(trainer, {"train_seconds": round(spent, 3), "peak_bytes": _peak_bytes(trainer)})
         if isinstance(pl_module, MultipleChoiceModule) and trainer.is_global_zero:
             folder, model = Path(trainer.default_root_dir) / "posterior", pl_module.model
             found = (getattr(callback, "posterior", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
@@ -77,7 +77,7 @@ class RunFolder(L.Callback):
         method = getattr(pl_module, "method", type(pl_module).__name__)
         self._note(
             trainer,
-            {"predict_seconds": seconds, "predict_peak_bytes": _peak_bytes(pl_module.device)} | {"method": method},
+            {"predict_seconds": seconds, "predict_peak_bytes": _peak_bytes(trainer)} | {"method": method},
         )
 
     def _start(self, trainer: L.Trainer) -> None:
@@ -174,8 +174,12 @@ def _commit() -> str | None:
         return None  # installed as a package: the version says which code ran
 
 
-def _peak_bytes(device: torch.device) -> int | None:
-    """Most memory held so far: of the GPU's allocator, or resident in the process where the system tells it."""
+def _peak_bytes(trainer: L.Trainer) -> int | None:
+    """Most memory held so far: of the GPU's allocator, or resident in the process where the system tells it.
+
+    The device is the strategy's: when fit ends, the module is back on the CPU.
+    """
+    device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

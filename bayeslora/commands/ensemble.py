@@ -12,6 +12,7 @@ import torch
 
 from bayeslora.commands.lightning import CommandLine, run
 from bayeslora.errors import RunError, UsageError, require_choice
+from bayeslora.models.memory import give_back
 from bayeslora.posteriors.members.store import DONE, FAILED, FOLDER, MemberStore
 
 MODES = ("auto", "joint", "sequential")
@@ -144,6 +145,7 @@ def _train_group(work: Work, args: list[str]) -> bool:
     finally:
         if work.store is not None:
             work.store.leases.release()
+    give_back()  # here, where no exception holds the failed attempt any more
     work.ended()
     return True
 

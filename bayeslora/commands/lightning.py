@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ActionYesNo
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -17,6 +16,7 @@ import bayeslora.lightning_modules
 from bayeslora.callbacks.ensemble import Ensemble
 from bayeslora.callbacks.run_folder import AtomicCheckpointIO, RunFolder, refuse_second_fit
 from bayeslora.commands.checkpoints import checkpoint_config, members_beyond_checkpoint, resolve
+from bayeslora.commands.gpu import gpu_precision, workspaces_as_chosen
 from bayeslora.commands.old_names import current_names
 from bayeslora.commands.run_callbacks import SaveStageConfig, log_folder, stage_callbacks
 from bayeslora.commands.wording import one_line_errors, quiet
@@ -116,7 +116,7 @@ class CommandLine(LightningCLI):
             self.model.store = self.store
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer with the run folder's callbacks, a logger in it, and bf16-mixed on a GPU."""
+        """The trainer with the run folder's callbacks, a logger in it, and a GPU's own mixed precision on one."""
         config = self.config_init[self.subcommand]
         members = [Ensemble(self.store)] if self.subcommand == "fit" and isinstance(self.model, LoRAEnsemble) else []
         callbacks = [*members, RunFolder(), *stage_callbacks(self.subcommand, self._root, config)]
@@ -124,9 +124,10 @@ class CommandLine(LightningCLI):
         trainer["plugins"] = [*_as_list(config.trainer.plugins), AtomicCheckpointIO()]
         if config.trainer.logger in (None, True):
             trainer["logger"] = CSVLogger(self._root, name="logs", version=log_folder(self._root, self.subcommand))
-        if config.trainer.precision is None and _on_gpu(config.trainer.accelerator):
-            trainer["precision"] = "bf16-mixed"
-        return super().instantiate_trainer(**kwargs, **trainer)
+        if config.trainer.precision is None and (precision := gpu_precision(config.trainer.accelerator)):
+            trainer["precision"] = precision
+        with workspaces_as_chosen():
+            return super().instantiate_trainer(**kwargs, **trainer)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self._checkpoint}
@@ -143,7 +144,3 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _on_gpu(accelerator: Any) -> bool:
-    return torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.models.fan_out import FanOut, fitting_chunk
+from bayeslora.models.masks import causal_mask
 from bayeslora.models.members import joined, joined_state
 from bayeslora.models.sites import ADAPTER, SiteContext, plain_name
 from bayeslora.types import AnswerBatch, AnswerOutput, Samples
@@ -68,6 +69,20 @@ class AnswerModel(nn.Module):
             module.training = True
         return self
 
+    def _apply(self, fn: Any, recurse: bool = True) -> AnswerModel:
+        """Move the model, whatever of it a parent is asked to move.
+
+        From their first forward pass on, 8-bit layers keep their weight and its scales in a state of their own, which
+        a move of the layer's parents leaves behind: a copy of the base would stay on the GPU, and be used.
+        """
+        super()._apply(fn, recurse)
+        for module in self._quantised:
+            state = getattr(module, "state", None)
+            if state is not None and state.CB is not None:
+                state.CB = module.weight.data  # what they share before the move
+                state.SCB = fn(state.SCB)
+        return self
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by their plain names, in the order of the network."""
         return {plain_name(name): p for name, p in self.network.named_parameters() if p.requires_grad}
@@ -109,8 +124,8 @@ class AnswerModel(nn.Module):
             with self.fan_out.active(batch, None):
                 return self._read(batch, vocabulary)
         if chunk is None:
-            fits = fitting_chunk(batch, samples, self._bytes_per_token)
-            chunk = len(samples) if torch.is_grad_enabled() else fits
+            whole = torch.is_grad_enabled() or len(samples) == 1  # memory is asked for where the answer counts
+            chunk = len(samples) if whole else fitting_chunk(batch, samples, self._bytes_per_token)
         parts = []
         for start in range(0, len(samples), chunk):
             part = samples[start : start + chunk]
@@ -145,9 +160,10 @@ class AnswerModel(nn.Module):
     def _read(self, batch: AnswerBatch, vocabulary: Vocabulary) -> AnswerOutput:
         if self.readout == "head":
             return AnswerOutput(self._classify(batch))
-        hidden = self._trunk(
+        trunk = self._trunk
+        hidden = trunk(
             input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
+            attention_mask=causal_mask(trunk.config, batch.attention_mask, trunk.get_input_embeddings().weight.dtype),
             position_ids=(batch.attention_mask.cumsum(-1) - 1).clamp(min=0),
             use_cache=False,
         ).last_hidden_state[:, -1]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayeslora.models.memory import free_bytes
 from bayeslora.models.noise import positions_from_last, row_keys
 from bayeslora.models.sites import SiteContext, SiteState
 from bayeslora.types import AnswerBatch, Samples
@@ -125,7 +126,7 @@ def fitting_chunk(batch: AnswerBatch, samples: Samples, bytes_per_token: int) ->
     tokens = batch.input_ids.numel()
     budget = _TOKENS_PER_PASS_CPU
     if batch.input_ids.is_cuda:
-        budget = torch.cuda.mem_get_info(batch.input_ids.device)[0] // (2 * bytes_per_token)
+        budget = free_bytes(batch.input_ids.device) // (2 * bytes_per_token)
     return max(1, min(len(samples), budget // tokens))
 
 

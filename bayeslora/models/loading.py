@@ -230,7 +230,7 @@ def _quantization(backbone: Backbone, device: torch.device) -> Any:
 
     if backbone.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    compute = torch.bfloat16 if device.type == "cuda" else torch.float32
+    compute = half_precision() if device.type == "cuda" else torch.float32
     compute = compute if backbone.dtype == "auto" else getattr(torch, backbone.dtype)
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -238,6 +238,11 @@ def _quantization(backbone: Backbone, device: torch.device) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
+
+
+def half_precision() -> torch.dtype:
+    """The half precision that the GPU computes in: bfloat16, or float16 on cards from before Ampere, without it."""
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def _silence_base_dropout(base: nn.Module) -> None:

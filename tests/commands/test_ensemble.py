@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bayeslora.cli import main
+from bayeslora.commands import ensemble
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.posteriors.members.store import DONE, MemberStore
 from bayeslora.posteriors.state import load_posterior
@@ -126,8 +127,11 @@ def test_memory_that_runs_out_makes_passes_smaller(
     with pytest.raises(torch.OutOfMemoryError):
         main(arguments("ensemble", tmp_path / "joint", data, "--members", "3", "--mode", "joint"))
     sizes.clear()
+    held: list[tuple[int, BaseException | None]] = []
+    monkeypatch.setattr(ensemble, "give_back", lambda: held.append((len(sizes), sys.exception())))
     assert main(arguments("ensemble", tmp_path / "auto", data, "--members", "3")) == 0
     assert sizes[:3] == [3, 2, 1]
+    assert held[:2] == [(1, None), (2, None)]  # after every attempt, when no exception holds its tensors any more
     assert set(sizes[3:]) == {1}
     assert_members_agree(tmp_path / "auto", joint, [0, 1, 2])
 

@@ -15,7 +15,7 @@
 :func:`missing` says why it cannot be had (no compiler). Numbers are right, since the CPU computes them; two devices in
 one operation, a generator of another device, and ``numpy()`` raise CUDA's own errors. It cannot show asynchrony,
 memory, speed, kernels, fused and foreach paths, or anything of bitsandbytes, whose kernels take raw pointers: modules
-on it have bases that are not quantised.
+on it have bases that are not quantised. Inference mode is not supported.
 """
 
 from __future__ import annotations

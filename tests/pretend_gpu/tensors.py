@@ -26,6 +26,7 @@ TWO_DEVICES = {"_to_copy", "copy_", "copy", "set_", "lift_fresh", "_has_compatib
 POINTWISE = {"where", "masked_fill", "masked_fill_", "fill_", "fill"}  # without torch's tag for it
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 READS = {"_local_scalar_dense", "equal", "is_nonzero"}
+NOT_DETERMINISTIC = {"put_", "put", "histc", "kthvalue", "median", "scatter_reduce", "scatter_reduce_"}
 SIZED_BY_VALUES = {"nonzero", "_unique2", "unique_dim", "unique_consecutive", "masked_select", "bincount"}
 
 
@@ -109,12 +110,7 @@ class DispatchMode(TorchDispatchMode):
     """Brings operations to :func:`run` that have no tensor of the device among their arguments."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """In inference mode composite operations arrive whole: they are taken apart."""
-        if torch.is_inference_mode_enabled() and func._can_decompose():
-            with self:
-                out = func.decompose(*args, **(kwargs or {}))
-            if out is not NotImplemented:
-                return out
+        """Every operation there is."""
         return run(func, args, kwargs or {})
 
 
@@ -183,6 +179,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     _check_generator(func, flat, to_cuda)
     if cuda:
         _check_devices(func, name, args, tensors)
+        _check_determinism(func, name, args, kwargs)
         _note_waits(func, name, args, kwargs, cuda)
     elif name == "_to_copy" and is_cuda(device):
         _note_copy(func, tensors[0], kwargs)
@@ -242,6 +239,15 @@ def _check_devices(func: Any, name: str, args: Any, tensors: list[Tensor]) -> No
         f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and "
         f"{others[0].device}! ({func})"
     )
+
+
+def _check_determinism(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> None:
+    """What has no deterministic kernel on CUDA, where ``deterministic: true`` asks for one."""
+    strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    sums = name.startswith("cumsum") and kwargs.get("dtype", args[0].dtype).is_floating_point
+    weighted = name == "bincount" and (len(args) > 1 or "weights" in kwargs)
+    if strict and (sums or weighted or name in NOT_DETERMINISTIC):
+        raise RuntimeError(f"{func} does not have a deterministic implementation")
 
 
 def _note_waits(func: Any, name: str, args: Any, kwargs: dict[str, Any], cuda: list[CudaTensor]) -> None:

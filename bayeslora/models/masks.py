@@ -1,0 +1,41 @@
+"""Attention masks that are finished before the model sees them, so that nobody has to look into them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Kinds of models that take a finished mask as it is and read nothing else from a mask [R, T]; each is in a test.
+FINISHED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")
+
+
+def causal_mask(config: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    r"""What a causal model is to be given as its ``attention_mask``.
+
+    Of a mask ``[R, T]`` transformers asks whether any token is padding at all, and a GPU's host waits for the answer
+    in every forward pass (`transformers #43088 <https://github.com/huggingface/transformers/issues/43088>`_). So
+    models of known kinds get the mask that transformers would make of it, finished: query i of row n may attend to key
+    j where :math:`j \le i` and token j of the row is real.
+
+    Args:
+        config: Of the model: its kind, its implementation of attention, and how far attention reaches.
+        mask: Which tokens are real ``[R, T]``.
+        dtype: Of the model's activations.
+
+    Returns:
+        ``[R, 1, T, T]``: bool for ``sdpa``, a summand of the scores for ``eager``. Or the mask ``[R, T]`` as it is: for
+        other kinds of models and other implementations, and for rows longer than a sliding window, beyond which
+        attention does not reach.
+    """
+    length = mask.shape[-1]
+    kind = getattr(config, "_attn_implementation", None)
+    reach = getattr(config, "sliding_window", None) or length + 1
+    if getattr(config, "model_type", "") not in FINISHED or kind not in ("sdpa", "eager") or length >= reach:
+        return mask
+    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    allowed = causal & mask.bool()[:, None, None, :]
+    if kind == "sdpa":
+        return allowed
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)

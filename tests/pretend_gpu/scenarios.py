@@ -1,0 +1,230 @@
+"""What is run on the pretend GPU:  python -m tests.pretend_gpu.scenarios NAME ...  prints a line of JSON for each."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from tests.pretend_gpu import device
+
+if __name__ == "__main__":
+    device.activate()
+
+import transformers
+
+from bayeslora.callbacks.dynamics import Dynamics
+from bayeslora.callbacks.ensemble import Ensemble
+from bayeslora.callbacks.laplace import Laplace
+from bayeslora.callbacks.posterior import SavedPosteriors
+from bayeslora.callbacks.run_folder import RunFolder
+from bayeslora.callbacks.swag import SWAG
+from bayeslora.callbacks.temperature import Temperature
+from bayeslora.callbacks.tfb import TFB
+from bayeslora.callbacks.vocabulary import VocabularyUncertainty
+from bayeslora.curvature.fit import STRUCTURES
+from bayeslora.lightning_modules.blob import BLoBModule
+from bayeslora.lightning_modules.c_lora import CLoRAModule
+from bayeslora.lightning_modules.ensemble import LoRAEnsemble
+from bayeslora.lightning_modules.lora import LoRAModule
+from bayeslora.models.loading import Backbone, LoRA
+from tests.pretend_gpu import runs
+from tests.pretend_gpu.runs import SITES, Callbacks, every_stage
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+TINY = ["--tiny", "--rounds", "1"]
+SMALL = ["--device", "cuda", "--small", "--rounds", "1"]
+SCRIPTS = {
+    "gpu_7b": [*TINY, "--steps", "1"],
+    "laplace_7b": ["--tiny", "--questions", "8"],
+    "sampled_prediction": [*SMALL, "--tokens", "8"],
+    "ensemble_fit": [*TINY, "--tokens", "64", "--members", "2", "--bases", "nf4"],
+    "variational_step": [*SMALL, "--steps", "1", "--batches", "2"],
+}
+
+
+def plain(**options: Any) -> LoRAModule:
+    """Plain LoRA on the embedded base."""
+    return LoRAModule(Backbone(), SITES, **options)
+
+
+def swag(**options: Any) -> Callbacks:
+    """SWAG at every step."""
+    return lambda: [SWAG(**{"start": 0, "unit": "step", "rank": 2, "samples": 2, **options})]
+
+
+def laplace(structure: str) -> None:
+    """Laplace after training, with the run folder that keeps it; and from disk in a test."""
+    every_stage(plain, lambda: [RunFolder(), Laplace(structure=structure, precision="evidence")])
+
+
+def laplace_choices() -> None:
+    """The prior by validation, and every link from the law over logits to probabilities."""
+    for link in ("probit", "mc", "weight_samples"):
+        every_stage(plain, lambda link=link: [Laplace(precision="validation", predict=link, samples=3)])
+
+
+def multiswag() -> None:
+    """SWAG on a stack, and a mixture of finished runs."""
+    every_stage(lambda: LoRAEnsemble(Backbone(), SITES, members=2), swag())
+    folders = []
+    for seed in range(2):
+        folder = Path(tempfile.mkdtemp())
+        module = plain(seed=seed)
+        runs.trainer(folder, *swag()(), RunFolder()).fit(module, datamodule=runs.questions())
+        folders.append(str(folder / "posterior"))
+    mixture = runs.trainer(Path(tempfile.mkdtemp()), SavedPosteriors(folders, samples=2, dropout=True))
+    mixture.test(plain(), datamodule=runs.questions(), verbose=False)
+
+
+def ensemble() -> None:
+    """Members that stop early and are kept in a store, one that is tested from there, and one more added."""
+    folder = every_stage(
+        lambda: LoRAEnsemble(Backbone(), SITES, members=2, patience=1, members_per_pass=1), lambda: [RunFolder()]
+    )
+    store = folder / "members"
+    one = LoRAEnsemble(Backbone(), SITES, members=[5])
+    runs.trainer(Path(tempfile.mkdtemp()), Ensemble(store)).fit(one, datamodule=runs.questions())
+    every = LoRAEnsemble(Backbone(), SITES)
+    every.store = store
+    runs.trainer(Path(tempfile.mkdtemp())).test(every, datamodule=runs.questions(), verbose=False)
+
+
+def adapters() -> None:
+    """Adapters of finished runs as the start of others: plain, with a spread, and with contextual modules."""
+    for kind in (LoRAModule, BLoBModule, CLoRAModule):
+        folder, module = Path(tempfile.mkdtemp()), kind(Backbone(), SITES)
+        runs.trainer(folder).fit(module, datamodule=runs.questions())
+        base = Backbone(adapter=runs.saved(folder, module))
+        again = kind(base, SITES)
+        runs.trainer(folder).test(again, datamodule=runs.questions(), verbose=False)
+        runs.trainer(folder).fit(again, datamodule=runs.questions())
+
+
+def encoders(pairs: bool) -> None:
+    """A classification head: options as rows, or sentence pairs."""
+    folder = runs.encoder()
+    base = Backbone(folder, readout="head", num_labels=3 if pairs else None)
+    sites = LoRA(r=2, dropout=0.1, target_modules=["query", "value"])
+    data = partial(runs.pairs, folder) if pairs else partial(runs.questions, folder, "head")
+    every_stage(lambda: LoRAModule(base, sites, samples=2), lambda: [Temperature()], data)
+    every_stage(lambda: LoRAModule(base, sites), lambda: [Laplace(precision=1.0)], data)
+
+
+def foreign() -> None:
+    """Callbacks on a module of another package."""
+    told: dict[str, Any] = {"logits_fn": runs.logits_of, "label_fn": runs.labels_of}
+
+    batches = runs.Numbers().train_dataloader()
+    swag_of, laplace_of = (
+        partial(SWAG, **told, start=0, unit="step", rank=2, samples=2),
+        partial(Laplace, **told, precision=1.0, train_batches=batches),
+    )
+    for callback in (swag_of, laplace_of):
+        callbacks = partial(lambda make: [make(), Temperature(**told)], callback)
+        module, folder = runs.Foreign(), Path(tempfile.mkdtemp())
+        own = runs.trainer(folder, *callbacks())
+        own.fit(module, datamodule=runs.Numbers())
+        own.test(module, datamodule=runs.Numbers(), verbose=False)
+
+
+def benchmark(name: str) -> None:
+    """A script that is meant for a GPU; nf4's kernels take raw pointers, so its layers stay as they are."""
+    sys.path.insert(0, str(BENCHMARKS))
+    import gpu_7b
+
+    module = __import__(name)
+    with (
+        patch.object(gpu_7b, "nf4", lambda linear: linear),
+        patch.object(sys, "argv", [name, *SCRIPTS[name]]),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        module.main()
+
+
+GROUPS: dict[str, dict[str, Callable[[], Any]]] = {
+    "methods": {
+        "mle": partial(every_stage, plain, lambda: [Temperature(), VocabularyUncertainty()]),
+        "map": partial(
+            every_stage,
+            lambda: LoRAModule(Backbone(gradient_checkpointing=True), SITES, prior_std=0.1, support="full_vocab"),
+        ),
+        "mc_dropout": partial(every_stage, lambda: plain(samples=3), lambda: [Dynamics()]),
+        "ensemble": ensemble,
+        "blob": partial(every_stage, lambda: BLoBModule(Backbone(), SITES, samples=2)),
+        "blob_two": partial(
+            every_stage, lambda: BLoBModule(Backbone(), SITES, optimisers="two", predict="linearised", samples=2)
+        ),
+        "bbb": partial(every_stage, lambda: BLoBModule(Backbone(), SITES, factors="AB", predict="flipout", samples=2)),
+        "c_lora": partial(every_stage, lambda: CLoRAModule(Backbone(), SITES, samples=2)),
+        "c_lora_two": partial(
+            every_stage, lambda: CLoRAModule(Backbone(), SITES, context="sequence", optimisers="two", samples=2)
+        ),
+        "tfb": partial(every_stage, plain, lambda: [TFB(anchors=6, samples=2, iterations=1, tolerance=0.5)]),
+    },
+    "posteriors": {
+        "swag": partial(every_stage, plain, swag()),
+        "swag_on_the_device": partial(every_stage, plain, swag(device="same", predict="linearised")),
+        "checkpoints": partial(every_stage, plain, swag(device="same", mode="checkpoints", dropout=True)),
+        "multiswag": multiswag,
+        "adapters": adapters,
+    },
+    "laplace": {
+        **{structure: partial(laplace, structure) for structure in STRUCTURES},
+        "choices": laplace_choices,
+        "ensemble": partial(
+            every_stage, lambda: LoRAEnsemble(Backbone(), SITES, members=2), lambda: [Laplace(samples=3)]
+        ),
+    },
+    "others": {
+        "encoder_options": partial(encoders, False),
+        "encoder_pairs": partial(encoders, True),
+        "foreign": foreign,
+    },
+    "benchmarks": {name: partial(benchmark, name) for name in SCRIPTS},
+}
+
+
+def main(names: list[str]) -> None:
+    """Run groups, or ``group.scenario``."""
+    quiet()
+    for name in names or list(GROUPS):
+        group, _, only = name.partition(".")
+        for scenario, run in GROUPS[group].items():
+            if only in ("", scenario):
+                print(json.dumps({"name": f"{group}.{scenario}", **outcome(run)}), flush=True)
+
+
+def outcome(run: Callable[[], Any]) -> dict[str, Any]:
+    """CPU seconds and what went wrong."""
+    began, error = time.process_time(), None
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            run()
+        except BaseException:  # also a script's SystemExit
+            error = traceback.format_exc()
+    return {"error": error, "seconds": round(time.process_time() - began, 1)}
+
+
+def quiet() -> None:
+    """Leave the output to the outcomes."""
+    warnings.filterwarnings("ignore")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
