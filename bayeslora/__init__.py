@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from bayeslora.callbacks.swag import SWAG as SWAG
     from bayeslora.callbacks.temperature import Temperature as Temperature
     from bayeslora.callbacks.tfb import TFB as TFB
+    from bayeslora.datamodules.arc import ARCDataModule as ARCDataModule
+    from bayeslora.datamodules.boolq import BoolQDataModule as BoolQDataModule
+    from bayeslora.datamodules.commonsenseqa import CommonsenseQADataModule as CommonsenseQADataModule
+    from bayeslora.datamodules.jsonl import JSONLDataModule as JSONLDataModule
+    from bayeslora.datamodules.mmlu import MMLUDataModule as MMLUDataModule
+    from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule as MultipleChoiceDataModule
+    from bayeslora.datamodules.openbookqa import OpenBookQADataModule as OpenBookQADataModule
+    from bayeslora.datamodules.question import Question as Question
+    from bayeslora.datamodules.synthetic import SyntheticDataModule as SyntheticDataModule
+    from bayeslora.datamodules.winogrande import WinoGrandeDataModule as WinoGrandeDataModule
     from bayeslora.decisions.rule import DecisionRule as DecisionRule
     from bayeslora.errors import RunError as RunError
     from bayeslora.errors import UsageError as UsageError
@@ -34,29 +44,39 @@ __version__ = "0.1.0"
 
 # Public name to module: imported when first asked for, so that `bayeslora --help` does not wait for torch.
 _PUBLIC = {
+    "ARCDataModule": "bayeslora.datamodules",
     "AnswerBatch": "bayeslora.types",
     "BLoBModule": "bayeslora.lightning_modules.blob",
     "Backbone": "bayeslora.models.loading",
+    "BoolQDataModule": "bayeslora.datamodules",
     "CLoRAModule": "bayeslora.lightning_modules.c_lora",
+    "CommonsenseQADataModule": "bayeslora.datamodules",
     "Decision": "bayeslora.callbacks.decision",
     "DecisionRule": "bayeslora.decisions.rule",
     "Dynamics": "bayeslora.callbacks.dynamics",
+    "JSONLDataModule": "bayeslora.datamodules",
     "Laplace": "bayeslora.callbacks.laplace",
     "LoRA": "bayeslora.models.loading",
     "LoRAEnsemble": "bayeslora.lightning_modules.ensemble",
     "LoRAModule": "bayeslora.lightning_modules.lora",
+    "MMLUDataModule": "bayeslora.datamodules",
+    "MultipleChoiceDataModule": "bayeslora.datamodules",
+    "OpenBookQADataModule": "bayeslora.datamodules",
     "Optimisation": "bayeslora.lightning_modules.optimisation",
     "Predictions": "bayeslora.callbacks.predictions",
     "Predictive": "bayeslora.types",
+    "Question": "bayeslora.datamodules",
     "Report": "bayeslora.callbacks.report",
     "RunError": "bayeslora.errors",
     "SWAG": "bayeslora.callbacks.swag",
     "Samples": "bayeslora.types",
     "SavedPosteriors": "bayeslora.callbacks.posterior",
     "Schedule": "bayeslora.callbacks.schedule",
+    "SyntheticDataModule": "bayeslora.datamodules",
     "TFB": "bayeslora.callbacks.tfb",
     "Temperature": "bayeslora.callbacks.temperature",
     "UsageError": "bayeslora.errors",
+    "WinoGrandeDataModule": "bayeslora.datamodules",
     "load_posterior": "bayeslora.posteriors.state",
     "save_posterior": "bayeslora.posteriors.state",
 }

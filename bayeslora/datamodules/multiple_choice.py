@@ -8,9 +8,11 @@ from typing import Any
 
 import lightning
 
+from bayeslora.datamodules.arguments import check_arguments
 from bayeslora.datamodules.encode import Encoded, LabelTokenEncoder
 from bayeslora.datamodules.head import HeadEncoder
 from bayeslora.datamodules.loader import AnswerLoader
+from bayeslora.datamodules.model_side import HEAD, LABEL_TOKEN, ModelSide
 from bayeslora.datamodules.position import position, refuse_changes
 from bayeslora.datamodules.protocols import Protocol, get_protocol
 from bayeslora.datamodules.question import Question
@@ -21,9 +23,9 @@ from bayeslora.datamodules.source import Benchmark
 from bayeslora.datamodules.splits import CALIBRATION, fingerprint, load_parts, load_split, shared_questions
 from bayeslora.datamodules.tokenizer import load_tokenizer
 from bayeslora.datamodules.writer import ChatWriter, PromptWriter
-from bayeslora.errors import UsageError, require_choice
+from bayeslora.errors import UsageError
+from bayeslora.models.pretrained import EMBEDDED
 
-READOUTS = ("label_token", "head")
 TRAIN, VALIDATION = "train", "validation"
 PARTS = (TRAIN, VALIDATION, CALIBRATION)
 
@@ -48,9 +50,11 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         max_test: Draws this many questions of each test set, the same ones for every seed; None takes all.
         max_length: Longest row in tokens; None takes the protocol's, or the tokenizer's where that is smaller.
         seed: Of order, splits and draws. The test sets do not depend on it.
-        tokenizer: Name or folder of a tokenizer, or one that is loaded; ``embedded`` is the one in the package.
+        tokenizer: Name or folder of a tokenizer, or one that is loaded. None takes the one of the model that the data
+            meet in a trainer; without a model, ``embedded``, the one in the package.
         revision: Of the tokenizer, on the hub.
-        readout: ``label_token`` (causal models: one row a question) or ``head`` (encoders: one row an option).
+        readout: ``label_token`` (causal models: one row a question) or ``head`` (encoders: one row an option). None
+            takes the model's; without a model, ``label_token``.
         shuffle_options: Show the options of a training question in another order in each epoch.
         permutations: Number of orders of the options over which a prediction is averaged; 1 is the source's alone.
         shots: Number of training questions shown with their answers in front of each question.
@@ -75,9 +79,9 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         max_test: int | None = None,
         max_length: int | None = None,
         seed: int = 0,
-        tokenizer: Any = "embedded",
+        tokenizer: Any = None,
         revision: str | None = None,
-        readout: str = "label_token",
+        readout: str | None = None,
         shuffle_options: bool = False,
         permutations: int = 1,
         shots: int = 0,
@@ -94,36 +98,16 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         if len(set(self.test_names)) < 1 + len(ood or []):
             raise UsageError(f"ood is {ood}; allowed: each test set once, and not {benchmark.name!r} itself")
         self.batch_size, self.eval_batch_size = batch_size, batch_size if eval_batch_size is None else eval_batch_size
-        self.tokenizer_name, self.revision, self.readout = tokenizer, revision, readout
+        self.tokenizer_name, self.revision, self.given_readout = tokenizer, revision, readout
+        self.model_side: ModelSide | None = None  # once they have met
         self.shuffle_options, self.permutations, self.shots, self.chat = shuffle_options, permutations, shots, chat
         self.requested_length, self.max_test, self.num_workers = max_length, max_test, num_workers
         self.members: Sequence[int] = (0,)
-        self._check_arguments()
+        check_arguments(self)
         self._questions: dict[str, list[Question]] = {}
         self._encoded: dict[str, list[Encoded]] = {}
         self._in_use: dict[str, bool] = {}  # the sets of the stages so far, in order
         self._resume: tuple[int, int] | None = None
-
-    def _check_arguments(self) -> None:
-        require_choice("readout", self.readout, READOUTS)
-        at_least = {"batch_size": 1, "eval_batch_size": 1, "permutations": 1, "num_workers": 0, "shots": 0}
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
-        for name, size in (("max_length", self.requested_length), ("max_test", self.max_test)):
-            if size is not None and size < 1:
-                raise UsageError(f"{name} is {size}; allowed: 1 or more")
-        for benchmark in (self.benchmark, *self.ood.values()):
-            self.protocol.check_task(benchmark.task)
-        prompting = {"shots": self.shots, "chat": self.chat}
-        ordering = {"shuffle_options": self.shuffle_options, "permutations": self.permutations - 1}
-        for name, value in (prompting | ordering).items():
-            if value and self.protocol.name != "default":
-                raise UsageError(f"{name} is given with protocol {self.protocol.name!r}, which fixes it; use 'default'")
-            if value and self.readout == "head":
-                raise UsageError(f"{name} is given with readout 'head', which has no prompt; use 'label_token'")
-        if self.readout == "head" and self.protocol.name != "default":
-            raise UsageError(f"readout is 'head' with protocol {self.protocol.name!r}; allowed with 'head': 'default'")
 
     def prepare_data(self) -> None:
         """Bring what is not there from the hub into the local cache."""
@@ -135,8 +119,10 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         """Read the questions a stage needs; what has been read is kept.
 
         Raises:
-            UsageError: nothing to train on, or a test set whose answers are not known and which can only be predicted.
+            UsageError: nothing to train on, a test set whose answers are not known and which can only be predicted, or
+                a model that does not take these data.
         """
+        self._meet()
         for name in (TRAIN, VALIDATION) if stage in ("fit", "validate") else self.test_names:
             questions = self.questions(name)
             self._in_use[name] = True
@@ -148,6 +134,24 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
                     f"{unknown} of {len(questions)} questions of {name} have no label: there is nothing to test on; "
                     "`predict` answers questions without labels"
                 )
+            if self.model_side is not None:
+                self.model_side.check_rows(name, self.encoded(name))
+
+    def _meet(self) -> None:
+        """Take from the model what was not given, and check what was."""
+        model = ModelSide.of(self.trainer)
+        if model is None or model == self.model_side:
+            return
+        model.check_readout(self.given_readout)
+        if self.tokenizer_name not in (None, model.pretrained):
+            model.check_tokenizer(self.tokenizer)
+        self.model_side = model
+        self._encoded = {}
+        for name in ("max_length", *(["tokenizer"] if self.tokenizer_name is None else [])):
+            self.__dict__.pop(name, None)
+        check_arguments(self)
+        if model.readout == HEAD:
+            model.check_classes(self.num_labels)
 
     # ---- questions
 
@@ -252,15 +256,24 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
 
     # ---- tokens
 
+    @property
+    def readout(self) -> str:
+        """How the model answers: as given, or as the model that the data have met does."""
+        return self.given_readout or (LABEL_TOKEN if self.model_side is None else self.model_side.readout)
+
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer."""
-        return load_tokenizer(self.tokenizer_name, self.revision)
+        """The tokenizer: the one given, or the model's."""
+        if self.tokenizer_name is None and self.model_side is not None:
+            return load_tokenizer(self.model_side.pretrained, self.model_side.revision)
+        return load_tokenizer(self.tokenizer_name or EMBEDDED, self.revision)
 
     @cached_property
     def max_length(self) -> int:
-        """Longest row in tokens."""
-        return self.requested_length or min(self.protocol.max_length, self.tokenizer.model_max_length)
+        """Longest row in tokens: as asked for, or what protocol, tokenizer and model's positions allow."""
+        positions = None if self.model_side is None else self.model_side.limits.positions
+        allowed = (self.protocol.max_length, self.tokenizer.model_max_length, positions)
+        return self.requested_length or min(length for length in allowed if length is not None)
 
     def encoded(self, name: str) -> list[Encoded]:
         """The questions of a set as tokens, their options in the source's order."""
@@ -270,7 +283,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
 
     def _encoder(self, name: str) -> Any:
         benchmark = self._benchmark(name)
-        if self.readout == "head":
+        if self.readout == HEAD:
             return HeadEncoder(self.tokenizer, self.max_length, benchmark.pairs)
         return LabelTokenEncoder(self._writer(benchmark.task), self.tokenizer, self.max_length)
 
@@ -330,7 +343,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
     def _loader(
         self, name: str, rows: Rows, sampler: TrainBatches | EvalBatches, resume: tuple[int, int] | None = None
     ) -> AnswerLoader:
-        side = "left" if self.readout == "label_token" else self.tokenizer.padding_side
+        side = "left" if self.readout == LABEL_TOKEN else self.tokenizer.padding_side
         return AnswerLoader(rows, sampler, name, side, self.tokenizer.pad_token_id or 0, self.num_workers, resume)
 
     def _ranks(self) -> tuple[int, int]:

@@ -1,0 +1,117 @@
+"""The model that data meet: what they take from it, and what the two must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bayeslora.datamodules.encode import Encoded
+from bayeslora.datamodules.tokenizer import load_tokenizer
+from bayeslora.errors import UsageError
+from bayeslora.models.limits import Limits, limits_of
+from bayeslora.models.pretrained import resolve_pretrained
+
+LABEL_TOKEN, HEAD = "label_token", "head"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
+
+
+@dataclass(frozen=True)
+class ModelSide:
+    """What data need to know of a model of this package.
+
+    Attributes:
+        pretrained: Name or folder of the base.
+        revision: Of the base on the hub.
+        readout: ``label_token`` or ``head``.
+        num_labels: Number of classes of a sequence classifier; None where options are rows.
+    """
+
+    pretrained: str
+    revision: str | None
+    readout: str
+    num_labels: int | None
+
+    @classmethod
+    def of(cls, trainer: Any) -> ModelSide | None:
+        """The model that a trainer has been given; None where there is no trainer, or a model of another kind."""
+        backbone = getattr(getattr(trainer, "lightning_module", None), "backbone", None)
+        found = [getattr(backbone, name, None) for name in ("pretrained", "revision", "readout", "num_labels")]
+        return cls(*found) if isinstance(found[0], str) and isinstance(found[2], str) else None
+
+    @property
+    def limits(self) -> Limits:
+        """How many token ids and positions the base has learned."""
+        return limits_of(self.pretrained, self.revision)
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Check that a tokenizer that was given has the vocabulary of the model's own, where the model has one.
+
+        Raises:
+            UsageError: it has another.
+        """
+        own = self._own_tokenizer()
+        if own is not None and own.get_vocab() != tokenizer.get_vocab():
+            raise UsageError(
+                f"the data's tokenizer ({tokenizer.name_or_path!r}, {len(tokenizer)} tokens) is not that of the model "
+                f"{self.pretrained!r} ({len(own)} tokens); leave tokenizer out, and the data take the model's"
+            )
+
+    def _own_tokenizer(self) -> Any:
+        folder = Path(resolve_pretrained(self.pretrained))
+        if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
+            return None
+        try:
+            return load_tokenizer(self.pretrained, self.revision)
+        except UsageError:
+            return None  # the hub's name of a model without a tokenizer
+
+    def check_readout(self, given: str | None) -> None:
+        """Check that the read-out that the data were given, if any, is the model's.
+
+        Raises:
+            UsageError: it is another.
+        """
+        if given not in (None, self.readout):
+            raise UsageError(
+                f"the data's readout is {given!r}, the model's {self.readout!r}; leave the data's out, and it is the "
+                "model's"
+            )
+
+    def check_classes(self, num_labels: int | None) -> None:
+        """Check that a head has as many outputs as the data have classes.
+
+        Raises:
+            UsageError: it has not.
+        """
+        if self.num_labels != num_labels:
+            kind = "options to compare, not classes" if num_labels is None else f"{num_labels} classes"
+            raise UsageError(
+                f"backbone.num_labels is {self.num_labels}, but the data have {kind}; give backbone.num_labels "
+                f"{'null (None)' if num_labels is None else num_labels}"
+            )
+
+    def check_rows(self, name: str, encoded: Sequence[Encoded]) -> None:
+        """Check that the model has learned every token and every position of some questions.
+
+        Args:
+            name: What the questions are called in a message.
+            encoded: The questions.
+
+        Raises:
+            UsageError: a token or a position beyond.
+        """
+        rows = [row for item in encoded for row in item.rows]
+        largest = max((token for row in rows for token in row), default=0)
+        if largest >= self.limits.tokens:
+            raise UsageError(
+                f"{name} has the token {largest}, the model {self.pretrained!r} knows tokens 0 to "
+                f"{self.limits.tokens - 1}; give the tokenizer that belongs to it"
+            )
+        longest, positions = max(map(len, rows), default=0), self.limits.positions
+        if positions is not None and longest > positions:
+            raise UsageError(
+                f"a question of {name} has {longest} tokens, the model {self.pretrained!r} has learned {positions} "
+                f"positions; give max_length {positions} or less"
+            )
