@@ -11,6 +11,7 @@ from bayeslora.datamodules.encode import Encoded
 from bayeslora.datamodules.tokenizer import load_tokenizer
 from bayeslora.errors import UsageError
 from bayeslora.models.limits import Limits, limits_of
+from bayeslora.models.loading import Backbone
 from bayeslora.models.pretrained import resolve_pretrained
 
 LABEL_TOKEN, HEAD = "label_token", "head"
@@ -37,8 +38,9 @@ class ModelSide:
     def of(cls, trainer: Any) -> ModelSide | None:
         """The model that a trainer has been given; None where there is no trainer, or a model of another kind."""
         backbone = getattr(getattr(trainer, "lightning_module", None), "backbone", None)
-        found = [getattr(backbone, name, None) for name in ("pretrained", "revision", "readout", "num_labels")]
-        return cls(*found) if isinstance(found[0], str) and isinstance(found[2], str) else None
+        if not isinstance(backbone, Backbone):
+            return None
+        return cls(backbone.pretrained, backbone.revision, backbone.readout, backbone.num_labels)
 
     @property
     def limits(self) -> Limits:
