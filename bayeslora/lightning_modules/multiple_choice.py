@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -70,6 +71,7 @@ class MultipleChoiceModule(L.LightningModule):
         self._micro_step = 0
         self._learned = False  # parameters that were trained or read, not just initial
         self._gradients: dict[str, Tensor] = {}
+        self._length_before: dict[str, float] = {}
         self._bank: Samples | None = None  # of the evaluation that runs
 
     @property
@@ -281,6 +283,7 @@ class MultipleChoiceModule(L.LightningModule):
             "base": self.model.base_fingerprint,
             "micro_step": self._micro_step,
             "gradients": self._unfinished_gradients(),
+            "run": self._length(),
         }
 
     def _unfinished_gradients(self) -> dict[str, Tensor]:
@@ -296,9 +299,25 @@ class MultipleChoiceModule(L.LightningModule):
         gradients = {name: p.grad for name, p in self.trainable().items() if p.grad is not None}
         return {name: reduce(gradient.clone(), reduce_op="mean") for name, gradient in gradients.items()}
 
+    def _length(self) -> dict[str, float]:
+        """What schedules of rates and of divergences are derived from."""
+        trainer: Any = self.trainer
+        return {
+            "optimiser steps": float(trainer.estimated_stepping_batches),
+            "accumulate_grad_batches": float(trainer.accumulate_grad_batches),
+        }
+
     def on_train_start(self) -> None:
-        """Take up the gradients of an optimiser step that a checkpoint cut in two."""
+        """Take up the gradients of an optimiser step that a checkpoint cut in two; say if the run's length changed."""
         self._learned = True
+        now = self._length()
+        for what, before in self._length_before.items():
+            if before != now[what]:
+                rank_zero_warn(
+                    f"this run has {now[what]:g} {what}, the one whose checkpoint it goes on from had {before:g}: "
+                    "learning rates and other schedules go on as those of the run as it is now"
+                )
+        self._length_before = {}
         for name, gradient in self._gradients.items():
             parameter = self.trainable()[name]
             parameter.grad = gradient.to(parameter.device)
@@ -321,6 +340,7 @@ class MultipleChoiceModule(L.LightningModule):
             )
         _check_parameters(checkpoint["state_dict"], self.trainable())
         self._micro_step, self._gradients = own["micro_step"], own["gradients"]
+        self._length_before = own.get("run", {})  # checkpoints of version 0.1.0 have none
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load trainable parameters by their plain names."""
