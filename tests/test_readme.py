@@ -106,7 +106,6 @@ def _foreign() -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_quickstart_shows_overconfidence(tmp_path: Path) -> None:
     """What `make quickstart` runs after installing: overconfident as a large model is on few questions."""
     config = ["-c", str(ROOT / "configs" / "quickstart.yaml"), f"--trainer.default_root_dir={tmp_path}"]

@@ -124,7 +124,6 @@ def assert_equal(first: object, second: object, where: str = "") -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_and_resumed_equals_uninterrupted(runs: Callable, method: str) -> None:
     _, whole, killed = runs(method)

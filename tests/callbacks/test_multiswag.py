@@ -70,8 +70,9 @@ def test_every_member_has_the_moments_it_would_have_alone(data: Path) -> None:
     for place, member in enumerate([0, 2]):
         alone, _ = fit(data, [member])
         assert together.members[place].count == alone.moments.count == 3
-        torch.testing.assert_close(together.members[place].mean, alone.moments.mean, atol=1e-4, rtol=0)
-        torch.testing.assert_close(together.members[place].m2, alone.moments.m2, atol=1e-6, rtol=1e-2)
+        # Adam turns roundings of small gradients into moves of up to a step (5e-3): other kernels, other roundings
+        torch.testing.assert_close(together.members[place].mean, alone.moments.mean, atol=1e-3, rtol=0)
+        torch.testing.assert_close(together.members[place].m2, alone.moments.m2, atol=1e-5, rtol=5e-2)
     assert not torch.allclose(together.members[0].mean, together.members[1].mean, atol=1e-2)
     assert isinstance(together.posterior, Mixture)
     assert together.moments is None

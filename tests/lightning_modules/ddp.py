@@ -18,7 +18,7 @@ def launch(root: Path, data: Path) -> dict:
 def start(script: str, root: Path, data: Path) -> None:
     """Run a script that starts its own second process, with a folder to write to and the questions."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, script, str(root), str(data)], check=True, env=environment, timeout=280)
+    subprocess.run([sys.executable, script, str(root), str(data)], check=True, env=environment)
 
 
 def main(root: Path, data: Path) -> None:

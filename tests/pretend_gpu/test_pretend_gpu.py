@@ -25,7 +25,6 @@ def run(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("group", GROUPS)
 def test_it_runs_on_the_pretend_gpu(group: str) -> None:
     outcomes = [json.loads(line) for line in run("-m", "tests.pretend_gpu.scenarios", group).splitlines()]

@@ -144,7 +144,7 @@ def test_cut_between_writing_and_renaming(tmp_path: Path, monkeypatch: pytest.Mo
     assert MemberStore(tmp_path).members(DONE) == (0, 3)
 
 
-def contender(folder: str, start, found) -> None:  # type: ignore[no-untyped-def]
+def contender(folder: str, start, found, done) -> None:  # type: ignore[no-untyped-def]
     """Claims every member it can, in an order of its own."""
     leases = Leases(Path(folder), seconds=60)
     start.wait()
@@ -152,17 +152,18 @@ def contender(folder: str, start, found) -> None:  # type: ignore[no-untyped-def
         member for member in sorted(range(20), key=lambda m: (m * (os.getpid() % 7 + 1)) % 20) if leases.claim([member])
     ]
     found.put((os.getpid(), own))
-    time.sleep(1)  # alive, so that its leases hold, until all have tried
+    done.wait()  # alive, so that its leases hold, until all have tried
 
 
 def test_no_two_workers_own_a_member(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    start, found = context.Event(), context.Queue()
-    workers = [context.Process(target=contender, args=(str(tmp_path), start, found)) for _ in range(3)]
+    start, found, done = context.Event(), context.Queue(), context.Event()
+    workers = [context.Process(target=contender, args=(str(tmp_path), start, found, done)) for _ in range(3)]
     for worker in workers:
         worker.start()
     start.set()
-    claims = [found.get(timeout=30)[1] for _ in workers]
+    claims = [found.get()[1] for _ in workers]
+    done.set()
     for worker in workers:
         worker.join()
     assert sorted(member for own in claims for member in own) == list(range(20))
@@ -171,22 +172,26 @@ def test_no_two_workers_own_a_member(tmp_path: Path) -> None:
 def test_leases_run_out_are_renewed_and_found_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import bayeslora.posteriors.members.leases as module
 
-    ours = Leases(tmp_path, seconds=0.2)
+    now = [1000.0]  # a clock that this test winds itself
+    monkeypatch.setattr(module.time, "time", lambda: now[0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    ours = Leases(tmp_path, seconds=20)
     assert ours.claim([0, 1])
+    us = module._OWNER
     monkeypatch.setattr(module, "_OWNER", "another")  # the same machine and process: not dead
     theirs = Leases(tmp_path, seconds=60)
     assert not theirs.claim([1, 2])
     assert theirs.holder(2) is None
     assert theirs.holder(1) is not None
-    monkeypatch.undo()
-    time.sleep(0.1)
+    monkeypatch.setattr(module, "_OWNER", us)
+    now[0] += 10
     ours.renew()
-    time.sleep(0.15)
+    now[0] += 15
     monkeypatch.setattr(module, "_OWNER", "another")
     assert not theirs.claim([1])  # renewed, or it would have run out
-    time.sleep(0.1)
+    now[0] += 10
     assert theirs.claim([1])
-    monkeypatch.undo()
+    monkeypatch.setattr(module, "_OWNER", us)
     with pytest.raises(RunError, match="lease on member 1"):
         ours.check()
     ours.release()
