@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from bayeslora import __version__
-from bayeslora.errors import RunError, UsageError
+from bayeslora.errors import RunError, UsageError, in_one_line
+from bayeslora.signals import Stopped, signals_stop_the_command
 
 HELP = """\
 usage: bayeslora COMMAND [-c CONFIG ...] [OPTIONS]
@@ -34,7 +38,9 @@ configuration files combine from left to right, options of the command line come
   bayeslora COMMAND --help             every option of a command
   bayeslora fit --model.help LoRAModule    the options of a class
   bayeslora fit -c CONFIG --print_config   the configuration that would run
+  bayeslora COMMAND ... --debug            the traceback of whatever goes wrong
 """
+DEBUG = "--debug"  # shows the traceback of whatever goes wrong
 _LIGHTNING = ("fit", "test", "validate", "predict")
 _OWN = {
     "ensemble": "bayeslora.commands.ensemble",
@@ -50,10 +56,12 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        args: The arguments; None takes them from the command line.
+        args: The arguments; None takes them from the command line. With ``--debug``, or with
+            ``BAYESLORA_TRACEBACK=1`` in the environment, an error shows its traceback as well.
 
     Returns:
-        Exit status: 0, 1 where a run had to stop, 2 where what was asked for is not possible.
+        Exit status: 0, 1 where a run had to stop, 2 where what was asked for is not possible, 130 or 143 where SIGINT
+        or SIGTERM ended it.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
@@ -62,12 +70,18 @@ def main(args: Sequence[str] | None = None) -> int:
     if args[0] == "--version":
         print(f"bayeslora {__version__}")
         return 0
+    debug = DEBUG in args or bool(os.environ.get("BAYESLORA_TRACEBACK"))
+    args = [arg for arg in args if arg != DEBUG]
     try:
-        return _command(args[0])(args)
-    except UsageError as error:
-        return _fail(error, 2)
-    except RunError as error:
-        return _fail(error, 1)
+        with signals_stop_the_command():
+            return _command(args[0])(args)
+    except Stopped as stopped:
+        print(_how_to_go_on(stopped, args), file=sys.stderr)
+        return stopped.status
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _fail(error, debug)
 
 
 def console() -> None:
@@ -85,6 +99,18 @@ def _command(name: str) -> Callable[[list[str]], int]:
     raise UsageError(f"unknown command {name!r}; allowed: {', '.join((*_LIGHTNING, *_OWN))}")
 
 
-def _fail(error: Exception, status: int) -> int:
-    print(f"bayeslora: error: {error}", file=sys.stderr)
-    return status
+def _fail(error: Exception, debug: bool) -> int:
+    """Say what went wrong in one line; the exit status."""
+    own = isinstance(error, UsageError | RunError)
+    where = "" if own or debug else f"; {DEBUG} shows where"
+    print(f"bayeslora: error: {error if own else in_one_line(error)}{where}", file=sys.stderr)
+    return 2 if isinstance(error, UsageError | OSError | ImportError) else 1
+
+
+def _how_to_go_on(stopped: Stopped, args: list[str]) -> str:
+    """What a signal has ended, and the command that goes on from there."""
+    again = shlex.join(["bayeslora", *args])
+    if stopped.saved is None:
+        return f"bayeslora: stopped by {stopped.name}; start again with: {again}"
+    again += "" if any(arg.startswith("--ckpt_path") for arg in args) else " --ckpt_path last"
+    return f"bayeslora: stopped by {stopped.name}; the state is in {stopped.saved}; go on with: {again}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 
 
@@ -34,3 +35,27 @@ def require_choice(what: str, value: object, allowed: Iterable[object]) -> None:
     """
     names = list(allowed)
     require(what, value, value in names, ", ".join(map(str, names)))
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library's error means to a user, in one line.
+
+    Args:
+        error: Any exception that is none of this package's own.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if (
+        (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+        or "unexpected pos" in text
+        or "No space left" in text
+    ):
+        return f"the disk is full, or was when a file was written ({text}); what had been written before is whole"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{text}; install the package it belongs to, or leave out what needs it"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory on the device ({text}); give smaller batches, a quantised base, or fewer samples a pass"
+    if type(error).__name__ == "MisconfigurationException":
+        return text
+    return f"{type(error).__name__}: {text}"

@@ -119,7 +119,13 @@ def _record_file(trainer: L.Trainer) -> Path:
 
 def _run_record(trainer: L.Trainer) -> dict[str, Any]:
     file = _record_file(trainer)
-    return json.loads(file.read_text()) if file.exists() else {}
+    try:
+        record = json.loads(file.read_text()) if file.exists() else {}
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{file} is damaged ({error}); move it away, results do not depend on it") from error
+    if not isinstance(record, dict):
+        raise UsageError(f"{file} is damaged (no JSON object); move it away, results do not depend on it")
+    return record
 
 
 def _say_if_other_noise(trainer: L.Trainer) -> None:

@@ -1,4 +1,4 @@
-"""Which checkpoint a command takes, and the configuration that a checkpoint brings with it."""
+"""Which checkpoint a command takes, which run it belongs to, and the configuration that it brings with it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from typing import Any
 import torch
 import yaml
 
+from bayeslora.commands.trust import read_config, refuse_unknown_classes
 from bayeslora.errors import UsageError
 from bayeslora.posteriors.members.store import DONE, FOLDER, MemberStore
+
+LAST = "checkpoints/last.ckpt"  # in a run folder
+NAMED = ("last", "best")  # checkpoints of the run folder itself
+_TAKEN = ("seed_everything", "trainer", "model", "data")  # of a run's configuration, when a checkpoint brings it
 
 
 def resolve(checkpoint: str, root: Path) -> str:
     """The file of ``last``, ``best`` or a path, checked to be whole."""
-    path = root / "checkpoints" / f"{checkpoint}.ckpt" if checkpoint in ("last", "best") else Path(checkpoint)
+    path = root / "checkpoints" / f"{checkpoint}.ckpt" if checkpoint in NAMED else Path(checkpoint).expanduser()
     if not path.is_file():
         raise UsageError(
             f"there is no checkpoint {path}; run `bayeslora fit` into {root} first, or give --ckpt_path FILE, "
             "--ckpt_path base (the untrained base) or --model.backbone.adapter DIR (a peft adapter)"
         )
-    _load(path)
+    load(path)
     return str(path)
 
 
@@ -32,11 +37,16 @@ def members_beyond_checkpoint(root: Path) -> tuple[int, ...]:
     done, last = MemberStore(root / FOLDER).members(DONE), root / "checkpoints" / "last.ckpt"
     if not done or not last.exists():
         return done
-    held = _load(last).get("bayeslora", {}).get("members", {}).get("ids", [])
+    held = load(last).get("bayeslora", {}).get("members", {}).get("ids", [])
     return () if set(done) <= set(held) else done
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
+    """What a checkpoint file holds; tensors are read when they are looked at.
+
+    Raises:
+        UsageError: it is damaged, or holds what is no data.
+    """
     try:
         return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except Exception as error:  # torch raises half a dozen types here, all of which mean the same to a user
@@ -44,24 +54,48 @@ def _load(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is damaged or no checkpoint of this package: {reason}") from error
 
 
+def run_of(checkpoint: str | Path) -> Path | None:
+    """The run folder that a checkpoint lies in, wherever it has been moved to; None for a file from elsewhere."""
+    folder = Path(checkpoint).expanduser().resolve().parent
+    return folder.parent if folder.name == "checkpoints" else None
+
+
+def resumes(checkpoint: str | None, root: Path) -> bool:
+    """Whether a fit from ``checkpoint`` continues the run in ``root``: only a checkpoint of that folder does."""
+    if checkpoint is None:
+        return False
+    return checkpoint in NAMED or run_of(checkpoint) == root.resolve()
+
+
 @contextmanager
-def checkpoint_config(args: list[str]) -> Iterator[list[str]]:
+def checkpoint_config(args: list[str], trusted: bool = False) -> Iterator[list[str]]:
     """Put a checkpoint's own configuration in front of the others, where everything given later beats it.
 
     Lightning would let the checkpoint beat the command line. Without any ``-c``, all of the run's configuration is
-    taken (``fit-config.yaml``); with one, the checkpoint's model alone.
+    taken (``fit-config.yaml``), with the folder that the checkpoint lies in now as the run folder; with one, the
+    checkpoint's model alone.
+
+    Args:
+        args: A subcommand and its arguments.
+        trusted: Whether classes that are not this package's may be named by the file.
+
+    Raises:
+        UsageError: the configuration names classes that nobody has asked for.
     """
     path = _option(args, "--ckpt_path")
-    if path is None or not Path(path).is_file():
+    if path is None or not Path(path).expanduser().is_file():
         yield args
         return
-    saved = Path(path).resolve().parent.parent / "fit-config.yaml"
+    root = run_of(path)
     given = any(arg in ("-c", "--config") or arg.startswith("--config=") for arg in args)
-    if not given and saved.exists():
-        config = yaml.safe_load(saved.read_text())
-        config = {key: config[key] for key in ("seed_everything", "trainer", "model", "data")}
+    if not given and root is not None and (saved := root / "fit-config.yaml").exists():
+        config = {key: value for key, value in read_config(saved).items() if key in _TAKEN}
+        config.setdefault("trainer", {})["default_root_dir"] = str(root)
     else:
-        config = _model_config(_load(Path(path)).get("hyper_parameters", {}))
+        saved = Path(path)
+        config = _model_config(load(saved.expanduser()).get("hyper_parameters", {}))
+    if not trusted:
+        refuse_unknown_classes(config, saved, args)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(config, file)
         file.flush()

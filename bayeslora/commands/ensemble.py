@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bayeslora.commands.lightning import CommandLine, run
+from bayeslora.commands.lightning import CommandLine, run, run_folder
 from bayeslora.errors import RunError, UsageError, require_choice
 from bayeslora.models.memory import give_back
 from bayeslora.posteriors.members.store import DONE, FAILED, FOLDER, MemberStore
@@ -98,7 +98,7 @@ def _command_line(work: Work) -> type[CommandLine]:
             options = config.model.get("init_args", {})
             if "members" not in options:
                 raise UsageError(f"{config.model.class_path} has no members; give -c configs/method/ensemble.yaml")
-            folder = work.choose(Path(config.trainer.default_root_dir), options.members)
+            folder = work.choose(run_folder(config.trainer), options.members)
             options.members = work.group
             options.members_per_pass = work.members_per_pass or options.members_per_pass
             config.trainer.default_root_dir = str(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bayeslora.commands.arguments import CONFIG, callback, configs, taken
+from bayeslora.commands.arguments import CONFIG, callback, configs, taken, the_adapter
 from bayeslora.errors import UsageError
 
 HELP = """\
@@ -60,10 +60,10 @@ def as_tests(args: list[str]) -> list[list[str]]:
         raise UsageError(f"given are --adapter {adapters[-1]} and --ckpt_path {checkpoints[-1]}; allowed: one of them")
     head = ["test", *configs(files), *callback(_CLASS, files)]
     if adapters:
-        return [[*head, f"--model.init_args.backbone.adapter={adapters[-1]}", *others]]
+        return [[*head, *the_adapter(adapters[-1]), *others]]
     if checkpoints[-1:] != ["all"]:
         return [[*head, *[f"--ckpt_path={checkpoint}" for checkpoint in checkpoints[-1:]], *others]]
-    root = Path((taken(others, (_ROOT,))[0][_ROOT] or ["runs/default"])[-1])
+    root = Path((taken(others, (_ROOT,))[0][_ROOT] or ["runs/default"])[-1]).expanduser()
     saved = sorted((root / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
     if not saved:
         raise UsageError(f"{root} has no checkpoints; give {_ROOT}, the folder of a finished run")

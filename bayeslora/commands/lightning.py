@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import bayeslora.datamodules
 import bayeslora.lightning_modules
 from bayeslora.callbacks.ensemble import Ensemble
 from bayeslora.callbacks.run_folder import AtomicCheckpointIO, RunFolder, refuse_second_fit
-from bayeslora.commands.checkpoints import checkpoint_config, members_beyond_checkpoint, resolve
+from bayeslora.commands.arguments import configurations_first
+from bayeslora.commands.checkpoints import LAST, checkpoint_config, members_beyond_checkpoint, resolve, resumes
+from bayeslora.commands.folder_lock import folder_locks, lock_folder
 from bayeslora.commands.gpu import gpu_precision, workspaces_as_chosen
 from bayeslora.commands.old_names import current_names
-from bayeslora.commands.run_callbacks import SaveStageConfig, log_folder, stage_callbacks
+from bayeslora.commands.run_callbacks import SaveStageConfig, SignalGate, log_folder, stage_callbacks
+from bayeslora.commands.trust import FLAG
 from bayeslora.commands.wording import one_line_errors, quiet
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.bare_base import BareBase
@@ -28,6 +32,7 @@ from bayeslora.models.loading import Backbone
 from bayeslora.posteriors.members.store import FOLDER
 
 BASE = "base"  # as --ckpt_path: the base model without an adapter
+ADAPTER = "adapter"  # likewise: the adapter that --model.backbone.adapter names, also where it was trained further
 _SHARED = {"pretrained": "tokenizer", "revision": "revision", "readout": "readout"}  # of backbone, of data
 
 
@@ -38,7 +43,12 @@ for _name in bayeslora.datamodules.__all__:
 def run(args: list[str], command_line: type[CommandLine] | None = None) -> int:
     """Run ``fit``, ``test``, ``validate`` or ``predict`` with the given arguments; returns the exit status."""
     quiet()
-    with checkpoint_config(args) as extended, current_names(extended) as current, one_line_errors():
+    trusted = FLAG in args
+    args = configurations_first([arg for arg in args if arg != FLAG])
+    with folder_locks(), ExitStack() as files:
+        extended = files.enter_context(checkpoint_config(args, trusted))
+        current = files.enter_context(current_names(extended))
+        files.enter_context(one_line_errors())
         (command_line or CommandLine)(
             model_class=MultipleChoiceModule,
             datamodule_class=LightningDataModule,
@@ -83,28 +93,39 @@ class CommandLine(LightningCLI):
         """A checkpoint's hyper-parameters come before files and options, see ``checkpoint_config``: nothing to do."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse what cannot run before anything is loaded."""
+        """Decide the run folder, and refuse what cannot run, before anything is loaded."""
         config = self.config[self.subcommand]
-        self._root = Path(config.trainer.default_root_dir)
+        self._root = run_folder(config.trainer)
         if self.subcommand == "fit":
-            refuse_second_fit(self._root, config.ckpt_path is not None, config.overwrite)
+            if not leaves_nothing(config.trainer):
+                lock_folder(self._root)
+                refuse_second_fit(self._root, resumes(config.ckpt_path, self._root), config.overwrite)
             self._checkpoint = resolve(config.ckpt_path, self._root) if config.ckpt_path else None
             return
         stage_folder = self._root / self.subcommand
-        if self.subcommand in ("test", "predict") and stage_folder.exists() and not config.overwrite:
-            raise UsageError(f"{stage_folder} already holds results; add --overwrite, or give another run folder")
+        if self.subcommand in ("test", "predict") and not leaves_nothing(config.trainer):
+            lock_folder(self._root)
+            if stage_folder.exists() and not config.overwrite:
+                raise UsageError(f"{stage_folder} already holds results; add --overwrite, or give another run folder")
         self._checkpoint = self._checkpoint_to_test(config)
 
     def _checkpoint_to_test(self, config: Any) -> str | None:
-        adapter = config.model.init_args.backbone.adapter
-        if config.ckpt_path == BASE or (config.ckpt_path is None and adapter):
+        adapter, asked, last = config.model.init_args.backbone.adapter, config.ckpt_path, self._root / LAST
+        if asked == BASE:
+            print("weights: the base model, without an adapter")
             return None
-        if config.ckpt_path is None and (members := members_beyond_checkpoint(self._root)):
+        if asked == ADAPTER or (asked is None and adapter and not last.exists()):
+            if not adapter:
+                raise UsageError("--ckpt_path adapter tests the adapter that --model.backbone.adapter names; give both")
+            print(f"weights: the adapter in {adapter}")
+            return None
+        if asked is None and (members := members_beyond_checkpoint(self._root)):
             self.store = self._root / FOLDER
             print(f"members: {self.store}, {list(members)}")
             return None
-        checkpoint = resolve(config.ckpt_path or "last", self._root)
-        print(f"weights: {checkpoint}")
+        checkpoint = resolve(asked or "last", self._root)
+        trained = f" (trained on from {adapter}, which --ckpt_path adapter tests)" if adapter and not asked else ""
+        print(f"weights: {checkpoint}{trained}")
         return checkpoint
 
     def instantiate_classes(self) -> None:
@@ -120,7 +141,9 @@ class CommandLine(LightningCLI):
         config = self.config_init[self.subcommand]
         members = [Ensemble(self.store)] if self.subcommand == "fit" and isinstance(self.model, LoRAEnsemble) else []
         callbacks = [*members, RunFolder(), *stage_callbacks(self.subcommand, self._root, config)]
-        trainer: dict[str, Any] = {"callbacks": [*(config.trainer.callbacks or []), *callbacks]}
+        if leaves_nothing(config.trainer):
+            return super().instantiate_trainer(**kwargs, callbacks=config.trainer.callbacks or [])
+        trainer: dict[str, Any] = {"callbacks": [SignalGate(), *(config.trainer.callbacks or []), *callbacks]}
         trainer["plugins"] = [*_as_list(config.trainer.plugins), AtomicCheckpointIO()]
         if config.trainer.logger in (None, True):
             trainer["logger"] = CSVLogger(self._root, name="logs", version=log_folder(self._root, self.subcommand))
@@ -132,6 +155,18 @@ class CommandLine(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self._checkpoint}
         return kwargs | {"return_predictions": False} if subcommand == "predict" else kwargs  # the file holds them
+
+
+def run_folder(trainer: Any) -> Path:
+    """The run folder of a trainer's options: the one place that decides it, with ``~`` for the home folder."""
+    folder = Path(trainer.default_root_dir).expanduser()
+    trainer.default_root_dir = str(folder)
+    return folder
+
+
+def leaves_nothing(trainer: Any) -> bool:
+    """Whether a trainer's options ask for a trial that leaves no files, as Lightning's debugging options do."""
+    return bool(trainer.fast_dev_run) or bool(trainer.barebones)
 
 
 def _field(backbone: Any, name: str) -> Any:

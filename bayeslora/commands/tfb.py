@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayeslora.commands.arguments import CONFIG, callback, configs, taken
+from bayeslora.commands.arguments import CONFIG, callback, configs, taken, the_adapter
 from bayeslora.errors import UsageError
 
 HELP = """\
@@ -53,5 +53,5 @@ def as_test(args: list[str]) -> list[str]:
             f"given are --adapter {adapters[-1]} and --ckpt_path {checkpoints[-1]}; allowed: the adapter alone. For a "
             "checkpoint: bayeslora test --ckpt_path CKPT -c CONFIG -c configs/method/tfb.yaml"
         )
-    adapter = f"--model.init_args.backbone.adapter={adapters[-1]}"
-    return ["test", *configs(files), *callback("bayeslora.callbacks.TFB", files), adapter, *others]
+    tfb = callback("bayeslora.callbacks.TFB", files)
+    return ["test", *configs(files), *tfb, *the_adapter(adapters[-1]), *others]

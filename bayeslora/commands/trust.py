@@ -1,0 +1,115 @@
+"""What a configuration that came with a run folder or a checkpoint may name: classes that are known, nothing else.
+
+A configuration can name any importable class, and naming is running. One that the user writes or names is theirs;
+one that lies beside a checkpoint may be anybody's. It is read as data and refused unless every class in it is known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bayeslora.commands.arguments import CONFIG, taken
+from bayeslora.errors import UsageError
+
+FLAG = "--trust-config"
+_WORD = re.compile(r"[\w.]+")
+# Lightning's classes that take plain values alone; others take functions, which a file can name as well.
+_PLAIN = {
+    "CSVLogger",
+    "DDPStrategy",
+    "EarlyStopping",
+    "GradientAccumulationScheduler",
+    "LearningRateMonitor",
+    "MLFlowLogger",
+    "ModelCheckpoint",
+    "ModelSummary",
+    "RichProgressBar",
+    "SingleDeviceStrategy",
+    "TQDMProgressBar",
+    "TensorBoardLogger",
+    "WandbLogger",
+}
+_FUNCTIONS = ("logits_fn", "label_fn", "loader", "train_batches", "val_batches", "init_fn", "worker_init_fn")
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The configuration of a run as plain values.
+
+    Raises:
+        UsageError: it cannot be read, or is none.
+    """
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{file} cannot be read ({_first_line(error)}); give the configuration with -c") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{file} holds no configuration; give the configuration with -c")
+    return config
+
+
+def refuse_unknown_classes(config: Mapping[str, Any], source: Path, args: Sequence[str] = ()) -> None:
+    """Refuse a configuration that names a class, or a function, that is not known to be harmless.
+
+    Args:
+        config: The configuration.
+        source: The file it comes from.
+        args: What the user typed; a class that is named there, or in a file that is given there, is theirs.
+
+    Raises:
+        UsageError: naming the first such class.
+    """
+    asked_for = set(_WORD.findall(" ".join([*args, *_texts(args)])))
+    for name in _named(config):
+        if name not in asked_for and not _known(name):
+            raise UsageError(
+                f"{source} names {name}, which is not a class of this package; a run folder's configuration may name "
+                f"only those. If you trust it, add {FLAG}, or give your own configuration with -c"
+            )
+
+
+def _texts(args: Sequence[str]) -> list[str]:
+    """The configuration files that the user gave."""
+    files = [Path(file) for file in taken(args, (CONFIG,))[0][CONFIG]]
+    return [file.read_text(errors="replace") for file in files if file.is_file()]
+
+
+def _known(name: str) -> bool:
+    """Whether a class is this package's, or one of Lightning's that take plain values."""
+    import bayeslora.callbacks
+    import bayeslora.datamodules
+    import bayeslora.lightning_modules
+
+    path, _, bare = name.rpartition(".")
+    if path.split(".")[0] == "bayeslora":
+        return True
+    ours = (bayeslora, bayeslora.callbacks, bayeslora.datamodules, bayeslora.lightning_modules)
+    if not path and any(bare in room.__all__ for room in ours):
+        return True
+    return bare in _PLAIN and (not path or path.split(".")[0] in ("lightning", "pytorch_lightning"))
+
+
+def _named(value: Any) -> Iterator[str]:
+    """Every class and every function that a configuration names."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if (key == "class_path" or key in _FUNCTIONS) and isinstance(inner, str):
+                yield inner if key == "class_path" else f"{inner} (as {key})"
+            else:
+                yield from _named(inner)
+        for key in ("callbacks", "callbacks+", "logger", "plugins", "strategy"):  # classes by their bare path
+            entries = value.get(key)
+            for entry in entries if isinstance(entries, list) else [entries]:
+                if isinstance(entry, str) and "." in entry:
+                    yield entry
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _named(inner)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
