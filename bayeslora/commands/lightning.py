@@ -138,19 +138,22 @@ class CommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the run folder's callbacks, a logger in it, and a GPU's own mixed precision on one."""
-        config = self.config_init[self.subcommand]
-        members = [Ensemble(self.store)] if self.subcommand == "fit" and isinstance(self.model, LoRAEnsemble) else []
-        callbacks = [*members, RunFolder(), *stage_callbacks(self.subcommand, self._root, config)]
-        if leaves_nothing(config.trainer):
-            return super().instantiate_trainer(**kwargs, callbacks=config.trainer.callbacks or [])
-        trainer: dict[str, Any] = {"callbacks": [SignalGate(), *(config.trainer.callbacks or []), *callbacks]}
-        trainer["plugins"] = [*_as_list(config.trainer.plugins), AtomicCheckpointIO()]
-        if config.trainer.logger in (None, True):
-            trainer["logger"] = CSVLogger(self._root, name="logs", version=log_folder(self._root, self.subcommand))
-        if config.trainer.precision is None and (precision := gpu_precision(config.trainer.accelerator)):
+        config = self.config_init[self.subcommand].trainer
+        trainer = {"callbacks": config.callbacks or []} if leaves_nothing(config) else self._what_a_run_keeps(config)
+        if config.precision is None and (precision := gpu_precision(config.accelerator)):
             trainer["precision"] = precision
         with workspaces_as_chosen():
             return super().instantiate_trainer(**kwargs, **trainer)
+
+    def _what_a_run_keeps(self, config: Any) -> dict[str, Any]:
+        """The trainer's options that fill the run folder: callbacks, the way checkpoints are written, a logger."""
+        members = [Ensemble(self.store)] if self.subcommand == "fit" and isinstance(self.model, LoRAEnsemble) else []
+        run = stage_callbacks(self.subcommand, self._root, self.config_init[self.subcommand])
+        callbacks = [SignalGate(), *(config.callbacks or []), *members, RunFolder(), *run]
+        trainer = {"callbacks": callbacks, "plugins": [*_as_list(config.plugins), AtomicCheckpointIO()]}
+        if config.logger in (None, True):
+            trainer["logger"] = CSVLogger(self._root, name="logs", version=log_folder(self._root, self.subcommand))
+        return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self._checkpoint}
