@@ -150,7 +150,7 @@ class CommandLine(LightningCLI):
         members = [Ensemble(self.store)] if self.subcommand == "fit" and isinstance(self.model, LoRAEnsemble) else []
         run = stage_callbacks(self.subcommand, self._root, self.config_init[self.subcommand])
         callbacks = [SignalGate(), *(config.callbacks or []), *members, RunFolder(), *run]
-        trainer = {"callbacks": callbacks, "plugins": [*_as_list(config.plugins), AtomicCheckpointIO()]}
+        trainer: dict[str, Any] = {"callbacks": callbacks, "plugins": [*_as_list(config.plugins), AtomicCheckpointIO()]}
         if config.logger in (None, True):
             trainer["logger"] = CSVLogger(self._root, name="logs", version=log_folder(self._root, self.subcommand))
         return trainer
