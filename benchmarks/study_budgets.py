@@ -112,7 +112,7 @@ def picture(found: dict[int, Comparison], rows: Sequence[str]) -> Figure:
             x = [n * 1.02 ** (place - len(rows) / 2) for n in drawn]  # side by side
             means, halves = zip(*((point.mean, point.half or 0) for point in drawn.values()), strict=True)
             axes.errorbar(x, means, halves, label=row, capsize=2, **line)
-        axes.set(xscale="log", xlabel="labels", title=title, xticks=list(found), xticklabels=list(found))
+        axes.set(xscale="log", xlabel="labels (log scale)", title=title, xticks=list(found), xticklabels=list(found))
         axes.minorticks_off()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)

@@ -11,11 +11,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from bayeslora.results.dynamics import measures
 from bayeslora.results.dynamics.course import Course, Epoch
 from bayeslora.results.dynamics.tables import Row
-from bayeslora.results.plots import BLACK, BLUE, GREEN, GREY, STYLE, VERMILLION, line_styles, save
+from bayeslora.results.plots import BLACK, BLUE, GREEN, GREY, STYLE, VERMILLION, legend_below, line_styles, save
 
 _NAMES = {
     "accuracy": "accuracy",
@@ -29,6 +31,7 @@ _NAMES = {
 _METRICS = ("accuracy", "nll", measures.ECE)
 _CELLS = {"retained": BLUE, "acquired": GREEN, "forgotten": VERMILLION, "never": GREY}
 _BINS = 24
+_DOTS: dict[str, Any] = {"marker": ".", "markersize": 4, "clip_on": False}  # at every epoch that was followed
 
 
 def save_plots(course: Course, found: Mapping[str, Any], directory: Path) -> list[Path]:
@@ -67,8 +70,8 @@ def quality(rows: Sequence[Row], best: int) -> Figure:
         for axes, metric in zip(grid[:, column], _METRICS, strict=True):
             mean, spread = _values(found, f"{metric}_member"), _values(found, f"{metric}_member_sd")
             axes.fill_between(epochs, mean - spread, mean + spread, color=VERMILLION, alpha=0.2, linewidth=0)
-            axes.plot(epochs, mean, color=VERMILLION, linestyle="--", label="one member")
-            axes.plot(epochs, _values(found, metric), color=BLUE, label="ensemble")
+            axes.plot(epochs, mean, color=VERMILLION, linestyle="--", label="one member (band: 1 sd)", **_DOTS)
+            axes.plot(epochs, _values(found, metric), color=BLUE, label="ensemble", **_DOTS)
             _mark(axes, best)
         grid[0, column].set_title(name)
     _label_rows(grid, [_NAMES[metric] for metric in _METRICS])
@@ -86,7 +89,7 @@ def uncertainty(rows: Sequence[Row], best: int) -> Figure:
         axes.set_title(_NAMES[kind])
         axes.set_ylim(bottom=0)
         _mark(axes, best)
-    _legend(figure, grid[0, 0])
+    _legend(figure, grid[0, 0], "band: 1 standard error")
     return figure
 
 
@@ -143,7 +146,7 @@ def retention(rows: Sequence[Row], best: int) -> Figure:
             labels=list(_CELLS),
             alpha=0.75,
         )
-        axes.plot(epochs[1:], _values(found, "flips")[1:], color=BLACK, marker=".", markersize=4, label="turned")
+        axes.plot(epochs[1:], _values(found, "flips")[1:], color=BLACK, label="turned since before", **_DOTS)
         axes.set(title=name, ylim=(0, 1), xlim=(epochs[0], epochs[-1]))
         _mark(axes, best)
     _drop(grid, len(groups))
@@ -164,11 +167,11 @@ def detection(rows: Sequence[Row], best: int) -> Figure:
         difference = "epistemic_difference"
         _curve(lower, found, difference, {"color": GREEN}, "", _ends(found, difference))
         for axes, level in ((upper, 0.5), (lower, 0.0)):
-            axes.axhline(level, color=BLACK, linewidth=0.8, linestyle=":")
+            axes.axhline(level, color=BLACK, linewidth=0.8, linestyle=":", label="no difference")
             _mark(axes, best)
         upper.set_title(name)
     _label_rows(grid, [f"AUROC against {rows[0]['against']}", "MI difference (nats)"])
-    _legend(figure, grid[0, 0])
+    _legend(figure, grid[0, 0], "band: 95 % interval")
     return figure
 
 
@@ -184,9 +187,10 @@ def members(rows: Sequence[Row]) -> Figure:
                 spread = np.nan_to_num(_values(some, f"{kind}_sd"))
                 axes.errorbar(_values(some, "members"), _values(some, kind), spread, label=name, capsize=2, **line)
             axes.set_title(f"{_NAMES[kind]}, epoch {epoch}")
+            axes.margins(x=0.1)
             axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[-1]:
-        axes.set_xlabel("members")
+        axes.set_xlabel("members (bars: 1 sd over subsets)")
     _legend(figure, grid[0, 0])
     return figure
 
@@ -199,17 +203,17 @@ def diversity(cosines: Sequence[Row], uncertainties: Sequence[Row], best: int) -
     if cosines:
         epochs = _values(cosines, "epoch")
         left.fill_between(epochs, _values(cosines, "lowest"), _values(cosines, "highest"), color=BLUE, alpha=0.2)
-        left.plot(epochs, _values(cosines, "cosine"), color=BLUE)
+        left.plot(epochs, _values(cosines, "cosine"), color=BLUE, **_DOTS)
     else:
         left.text(0.5, 0.5, "not on file", ha="center", transform=left.transAxes)
     left.set_title("cosine of two members' BA")
     for (name, found), line in zip(_by(uncertainties, "dataset").items(), line_styles(), strict=False):
-        right.plot(_values(found, "epoch"), _values(found, "disagreement"), label=name, **line)
+        right.plot(_values(found, "epoch"), _values(found, "disagreement"), label=name, **line, **_DOTS)
     right.set_title("two members disagree")
     for axes in (left, right):
         axes.set(xlim=right.get_xlim(), ylim=(min(0, axes.get_ylim()[0]), None))
         _mark(axes, best)
-    _legend(figure, right)
+    _legend(figure, right, "band: range over pairs of members")
     return figure
 
 
@@ -220,9 +224,11 @@ def signature(rows: Sequence[Row]) -> Figure:
     axes = figure.add_subplot()
     for (name, found), line in zip(_by(rows, "dataset").items(), line_styles(), strict=False):
         x, y = _values(found, "epistemic"), _values(found, "total")
-        axes.plot(x, y, marker=".", markersize=4, label=name, **line)
-        axes.plot(x[0], y[0], "o", color=line["color"], markersize=5)
-        axes.plot(x[-1], y[-1], ">", color=line["color"], markersize=7)
+        axes.plot(x, y, label=name, **line, **_DOTS)
+        axes.plot(x[0], y[0], "o", color=line["color"], markersize=5, clip_on=False)
+        axes.plot(x[-1], y[-1], ">", color=line["color"], markersize=7, clip_on=False)
+    axes.plot([], [], "o", color=GREY, markersize=5, label="base model")
+    axes.plot([], [], ">", color=GREY, markersize=7, label="end of training")
     axes.set(xlabel="mean mutual information (nats)", ylabel="mean entropy (nats)", ylim=(0, None))
     figure.legend(loc="outside right upper")
     return figure
@@ -238,7 +244,7 @@ def _curve(axes: Axes, rows: Sequence[Row], column: str, line: Mapping[str, Any]
     epochs, values = _values(rows, "epoch"), _values(rows, column)
     low, high = reach if isinstance(reach, tuple) else (values - reach, values + reach)
     axes.fill_between(epochs, low, high, color=line["color"], alpha=0.15, linewidth=0)
-    axes.plot(epochs, values, label=label, **line)
+    axes.plot(epochs, values, label=label, **line, **_DOTS)
 
 
 def _ends(rows: Sequence[Row], column: str) -> tuple[Any, Any]:
@@ -246,7 +252,8 @@ def _ends(rows: Sequence[Row], column: str) -> tuple[Any, Any]:
 
 
 def _mark(axes: Axes, best: int) -> None:
-    axes.axvline(best, color=GREY, linewidth=0.8, zorder=0)
+    axes.axvline(best, color=GREY, linewidth=1.2, zorder=0, label="best epoch (lowest NLL)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
 
 
@@ -258,9 +265,9 @@ def _label_rows(grid: Any, labels: Sequence[str]) -> None:
             axes.label_outer(remove_inner_ticks=False)
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
+def _legend(figure: Figure, axes: Axes, band: str | None = None) -> None:
+    """What the lines are, below the picture and no wider than it; and what the bands are, where there are any."""
+    legend_below(figure, axes, further=[(Patch(color=GREY, alpha=0.4), band)] if band else [])
 
 
 def _drop(grid: Any, used: int) -> None:
