@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
 from torch import Tensor
 
+from bayeslora.callbacks.fit_data import RemembersFit, validation_batches
 from bayeslora.errors import UsageError
 from bayeslora.files import write_json
 from bayeslora.lightning_modules.prediction_path import LogitsFn, PredictionPath, prediction_path
@@ -21,7 +23,7 @@ OWNER = "Temperature"
 LOWEST, HIGHEST = 0.05, 20.0
 
 
-class Temperature(L.Callback):
+class Temperature(RemembersFit):
     r"""Divides every member's logits by one temperature T (Guo et al., 2017).
 
     T minimises the negative log-likelihood of the validation questions under the averaged probabilities,
@@ -32,10 +34,18 @@ class Temperature(L.Callback):
         max_iter: Most LBFGS iterations.
         logits_fn: For modules that are not of this package: ``(module, batch)`` to logits ``[B, C]``.
         label_fn: For batches that are not of this package: batch to labels ``[B]``.
+        val_batches: Validation batches; None takes the DataModule's, those that ``fit`` was given in this process, or
+            the module's own.
     """
 
-    def __init__(self, max_iter: int = 100, logits_fn: LogitsFn | None = None, label_fn: Any = None) -> None:
-        self.max_iter, self.logits_fn = max_iter, logits_fn
+    def __init__(
+        self,
+        max_iter: int = 100,
+        logits_fn: LogitsFn | None = None,
+        label_fn: Any = None,
+        val_batches: Iterable[Any] | None = None,
+    ) -> None:
+        self.max_iter, self.logits_fn, self.val_batches = max_iter, logits_fn, val_batches
         self.label_fn = label_fn or (lambda batch: batch.label)
         self.temperature: float | None = None
 
@@ -82,17 +92,26 @@ class Temperature(L.Callback):
     def _validation(
         self, trainer: L.Trainer, pl_module: L.LightningModule, path: PredictionPath
     ) -> tuple[list[Predictive], list[Tensor]]:
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        loader = datamodule.val_dataloader() if datamodule is not None else pl_module.val_dataloader()
-        predictives, labels = [], []
+        """Predictions and labels of the validation questions of all ranks, on every rank."""
+        found: list[tuple[Predictive, Tensor]] = []
         with torch.no_grad(), trainer.precision_plugin.forward_context():  # as the test itself is predicted
-            for batch in loader:
+            for batch in validation_batches(trainer, pl_module, self.val_batches) or ():
                 batch = move_data_to_device(batch, pl_module.device)
-                predictives.append(path.untransformed(batch))
-                labels.append(self.label_fn(batch))
-        if not labels:
-            raise UsageError("Temperature has no validation questions to fit on; give the data a validation split")
+                found.append((path.untransformed(batch).to("cpu"), self.label_fn(batch).cpu()))
+        found = _of_all_ranks(found)
+        if not found:
+            raise UsageError("Temperature has no validation questions to fit on; give it val_batches, or the data some")
+        predictives, labels = map(list, zip(*found, strict=True))
         return predictives, labels
+
+
+def _of_all_ranks(own: list[tuple[Predictive, Tensor]]) -> list[tuple[Predictive, Tensor]]:
+    """What every rank has predicted: one temperature for all of them, found on all of the questions."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return own
+    everyone: list[list[tuple[Predictive, Tensor]]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(everyone, own)
+    return [pair for theirs in everyone for pair in theirs]
 
 
 def fit_temperature(predictives: list[Predictive], labels: list[Tensor], max_iter: int = 100) -> float:
@@ -105,7 +124,7 @@ def fit_temperature(predictives: list[Predictive], labels: list[Tensor], max_ite
 
     Returns:
         T between 0.05 and 20. A bound is returned, with a warning, where the likelihood has no optimum between them:
-        the questions are all answered right, or not better than by chance.
+        the one of the two with the smaller negative log-likelihood.
     """
     with torch.inference_mode(False), torch.enable_grad():
         # tests run in inference mode, whose tensors no gradient may flow through: clones may
@@ -122,13 +141,15 @@ def fit_temperature(predictives: list[Predictive], labels: list[Tensor], max_ite
 
         optimizer.step(closure)
         best = log_temperature.detach().exp()
-        half, here, double = (_mean_nll(predictives, labels, best * factor) for factor in (0.5, 1.0, 2.0))
-    if here < min(half, double) and LOWEST < best < HIGHEST:
+        lowest, here, highest = (
+            _mean_nll(predictives, labels, t) for t in (best.new_tensor(LOWEST), best, best.new_tensor(HIGHEST))
+        )
+    if here < min(lowest, highest) and LOWEST < best < HIGHEST:
         return best.item()
-    bound = LOWEST if half < double else HIGHEST
+    bound = LOWEST if lowest < highest else HIGHEST
     rank_zero_warn(
         f"the temperature has no optimum between {LOWEST} and {HIGHEST} on {len(torch.cat(labels))} validation "
-        f"questions (they are all answered right, or not better than by chance); {bound} is used"
+        f"questions (they are all answered right, or hardly better than by chance); {bound} is used"
     )
     return bound
 

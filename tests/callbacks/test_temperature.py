@@ -1,6 +1,8 @@
 """Temperature scaling: the optimum, its file, any method, any module."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning as L
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from bayeslora.callbacks.temperature import Temperature, fit_temperature
+from bayeslora.callbacks.temperature import HIGHEST, LOWEST, Temperature, fit_temperature
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.prediction_path import prediction_path
 from bayeslora.types import Predictive
@@ -104,3 +106,106 @@ def test_only_one_posterior_may_predict() -> None:
 def test_a_module_without_logits_is_refused() -> None:
     with pytest.raises(UsageError, match="logits_fn"):
         prediction_path(L.LightningModule())
+
+
+def test_the_bound_with_the_smaller_loss_is_used() -> None:
+    """The optimum is at T = 35, beyond what is allowed: the nearer bound has an NLL of 0.081, the other 32.2."""
+    predictives = [Predictive.from_logits(torch.tensor([161.0, 0.0]).expand(1, 200, 2))]
+    labels = [torch.tensor([0] * 198 + [1] * 2)]
+    with pytest.warns(UserWarning, match="no optimum"):
+        assert fit_temperature(predictives, labels) == HIGHEST
+    nll = {t: predictives[0].tempered(t).nll(labels[0]).mean().item() for t in (LOWEST, HIGHEST)}
+    assert nll[HIGHEST] == pytest.approx(0.081, abs=5e-4)
+    assert nll[LOWEST] == pytest.approx(32.2, abs=0.05)
+
+
+def _trainer(root: Path, *callbacks: L.Callback) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(
+        default_root_dir=root,
+        accelerator="cpu",
+        max_epochs=1,
+        enable_checkpointing=False,
+        callbacks=[*callbacks],
+        **quiet,
+    )
+
+
+class Plain(L.LightningModule):
+    """A module without loaders of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(4, 3)
+
+    def training_step(self, batch: list, batch_idx: int) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch: list, batch_idx: int, dataloader_idx: int = 0) -> None:
+        pass
+
+    def test_step(self, batch: list, batch_idx: int, dataloader_idx: int = 0) -> None:
+        prediction_path(self)(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("validation", [lambda: loader(1), lambda: [loader(1), loader(3)]])
+def test_the_loaders_that_fit_was_given_are_remembered(validation: object, tmp_path: Path) -> None:
+    """One's own module with loaders passed to ``fit``, one of them or several; the test has several as well."""
+    module, loaders = Plain(), validation()  # type: ignore[operator]
+    callback = Temperature(logits_fn=lambda m, batch: m.net(batch[0]), label_fn=lambda batch: batch[1])
+    trainer = _trainer(tmp_path, callback)
+    trainer.fit(module, loader(0), loaders)
+    trainer.test(module, [loader(2), loader(4)], verbose=False)
+    record = json.loads((tmp_path / "posterior" / "temperature.json").read_text())
+    assert record["n"] == 64 * (len(loaders) if isinstance(loaders, list) else 1)
+
+
+def test_batches_can_be_given_and_an_ordinary_datamodule_serves(tmp_path: Path) -> None:
+    class Data(L.LightningDataModule):
+        def val_dataloader(self) -> DataLoader:
+            return loader(1)
+
+        def test_dataloader(self) -> DataLoader:
+            return loader(2)
+
+    functions = {"logits_fn": lambda m, batch: m.net(batch[0]), "label_fn": lambda batch: batch[1]}
+    module, own = Plain(), Temperature(**functions)
+    _trainer(tmp_path / "data", own).test(module, datamodule=Data(), verbose=False)
+    given = Temperature(**functions, val_batches=list(loader(1)))
+    _trainer(tmp_path / "given", given).test(module, loader(2), verbose=False)
+    assert given.temperature == own.temperature
+    with pytest.raises(UsageError, match="val_batches"):
+        _trainer(tmp_path / "none", Temperature(**functions)).test(module, loader(2), verbose=False)
+
+
+_RANK = """
+import sys, torch
+from bayeslora.callbacks.temperature import _of_all_ranks, fit_temperature
+from bayeslora.types import Predictive
+rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+generator = torch.Generator().manual_seed(0)
+logits = torch.randn(95, 4, generator=generator, dtype=torch.float64)
+labels = torch.multinomial((logits / 2).softmax(-1), 1, generator=generator).squeeze(-1)
+mine = slice(rank, None, world)
+pairs = _of_all_ranks([(Predictive.from_logits(logits[None, mine]), labels[mine])])
+print(fit_temperature(*map(list, zip(*pairs))))
+"""
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_all_ranks_find_the_temperature_of_one(world: int, tmp_path: Path) -> None:
+    def ranks(count: int) -> list[float]:
+        command = [sys.executable, "-c", _RANK]
+        store = tmp_path / f"store{count}"
+        begun = [
+            subprocess.Popen([*command, str(rank), str(count), str(store)], stdout=subprocess.PIPE, text=True)
+            for rank in range(count)
+        ]
+        return [float(process.communicate()[0]) for process in begun]
+
+    (alone,) = ranks(1)
+    assert ranks(world) == pytest.approx([alone] * world, rel=1e-9)

@@ -1,0 +1,94 @@
+"""The batches that a run was trained and validated on, for callbacks that fit something to them after training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import lightning as L
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+_seen: WeakKeyDictionary[L.Trainer, dict[str, Any]] = WeakKeyDictionary()
+
+
+class RemembersFit(L.Callback):
+    """Remembers the loaders that ``fit`` is given, which a trainer forgets; the base of callbacks that need them."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember what is trained on."""
+        _seen.setdefault(trainer, {})["train_dataloader"] = trainer.train_dataloader
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember what is validated on."""
+        _seen.setdefault(trainer, {})["val_dataloader"] = trainer.val_dataloaders
+
+
+class Batches:
+    """Batches of one loader or of several, one after another.
+
+    Args:
+        loaders: What a ``*_dataloader`` returned: a loader, or a list or a mapping of them.
+    """
+
+    def __init__(self, loaders: Any) -> None:
+        self.loaders = list(_flat(loaders))
+
+    def __iter__(self) -> Iterator[Any]:
+        """Every batch of every loader."""
+        for loader in self.loaders:
+            yield from loader
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return sum(map(len, self.loaders))
+
+
+def training_batches(trainer: L.Trainer, pl_module: L.LightningModule, given: Iterable[Any] | None = None) -> Any:
+    """The training questions, once each where the data can say so; None where there are none.
+
+    Args:
+        trainer: The trainer of the run.
+        pl_module: Its module.
+        given: Batches that were handed to a callback; they come before everything else.
+    """
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    if given is None and hasattr(datamodule, "train_eval_dataloader"):
+        return datamodule.train_eval_dataloader()
+    return _found(given, trainer, pl_module, "train_dataloader")
+
+
+def validation_batches(trainer: L.Trainer, pl_module: L.LightningModule, given: Iterable[Any] | None = None) -> Any:
+    """The validation questions; None where there are none. Arguments as for :func:`training_batches`."""
+    return _found(given, trainer, pl_module, "val_dataloader")
+
+
+def _found(given: Any, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> Any:
+    """What was given, else the DataModule's, else what ``fit`` was given in this process, else the module's own."""
+    found, datamodule = given, trainer.datamodule  # type: ignore[attr-defined]
+    if found is None and datamodule is not None and is_overridden(name, datamodule, L.LightningDataModule):
+        found = getattr(datamodule, name)()
+    if found is None:
+        found = _seen.get(trainer, {}).get(name)
+    if found is None and is_overridden(name, pl_module, L.LightningModule):
+        found = getattr(pl_module, name)()
+    if found is None or not (batches := Batches(found)).loaders:
+        return None
+    return batches if len(batches.loaders) > 1 else batches.loaders[0]
+
+
+def _flat(loaders: Any) -> Iterator[Any]:
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, list | tuple) and all(hasattr(loader, "__iter__") for loader in loaders):
+        inner = [loader for loader in loaders if _is_loader(loader)]
+        if inner:
+            for loader in loaders:
+                yield from _flat(loader)
+            return
+    yield loaders
+
+
+def _is_loader(value: Any) -> bool:
+    """A loader among a list of them; a list of batches holds tensors, tuples of tensors or mappings."""
+    return hasattr(value, "dataset") or hasattr(value, "batch_sampler")
