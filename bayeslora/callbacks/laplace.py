@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from bayeslora.callbacks.laplace_network import evaluating, initial_weights, member_network, network_of, stacked
+from bayeslora.callbacks.laplace_network import initial_weights, member_network, network_of, stacked
 from bayeslora.callbacks.posterior import PosteriorCallback, usable_members, weight_sets
 from bayeslora.curvature.fit import FORMAT, STRUCTURES, Task, check_space, check_structure, rows_bytes
 from bayeslora.curvature.jacobian import contrast_mean
@@ -23,7 +23,7 @@ from bayeslora.errors import UsageError, require_choice
 from bayeslora.files import write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
-from bayeslora.models.in_place import restored_weights, write_weights
+from bayeslora.models.in_place import evaluation_mode, restored_weights, write_weights
 from bayeslora.posteriors.laplace.blocks import BlockGaussian
 from bayeslora.posteriors.laplace.fit import CENTRES, MEANS, NEEDS_ROWS, Fit, Prior
 from bayeslora.posteriors.laplace.full import FullPosterior
@@ -222,7 +222,7 @@ class Laplace(PosteriorCallback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, place: int | None
     ) -> tuple[GaussianPosterior, Choice, dict[str, Any], Fit]:
         """Fit to one network: the module's, or that of the member at a place of a stack."""
-        with evaluating(pl_module), member_network(pl_module, place), trainer.precision_plugin.forward_context():
+        with evaluation_mode(pl_module), member_network(pl_module, place), trainer.precision_plugin.forward_context():
             task = self._task(trainer, pl_module, place)
             structure = self._structure(task)
             fit = STRUCTURES[structure](task)

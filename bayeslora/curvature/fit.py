@@ -175,7 +175,7 @@ def _full(
 
     def curvature(groups: Groups) -> Curvature:
         root = softmax_root(trained).to(grams.train.device)
-        return FunctionSpace(grams, root, groups, directions)
+        return FunctionSpace(grams.sums(list(groups.values())), root, groups, directions)
 
     def refitted(groups: Groups, centre: str, distance: Mapping[str, Tensor]) -> RefittedSpace:
         if figures["dropped"]:

@@ -90,7 +90,7 @@ class FunctionSpace:
     with the validation questions' rows J' and, in the first term of S, those rows by themselves.
 
     Args:
-        grams: Inner products of the rows.
+        grams: Inner products of the rows, by group (:meth:`Grams.sums`).
         root: R ``[N, D, D]``, at the logits where the curvature is taken.
         groups: Name of a group to the cells in it; cells in no group are left out.
         directions: Makes the Gaussian.
@@ -101,9 +101,8 @@ class FunctionSpace:
 
     def __init__(self, grams: Grams, root: Tensor, groups: Mapping[str, Sequence[str]], directions: Directions) -> None:
         if not groups or not all(groups.values()):
-            raise UsageError(f"no parameter is left for the curvature; here are {', '.join(grams.cells)}")
-        self.groups, self.directions, self.root = groups, directions, root
-        self.grams = grams.sums(list(groups.values()))
+            raise UsageError("no parameter is left for the curvature")
+        self.groups, self.directions, self.root, self.grams = groups, directions, root, grams
 
     @cached_property
     def train(self) -> Tensor:
@@ -167,7 +166,10 @@ class FunctionSpace:
         """
         precision = self.precision_of(precisions)
         inverse = (1 / precisions.double()).to(self.train.device)
-        s, u = decomposed(torch.einsum("gij,g->ij", self.train, inverse))
+        if len(self.groups) == 1:
+            s, u = self._eigen[0] * inverse[0], self._eigen[1]
+        else:
+            s, u = decomposed(torch.einsum("gij,g->ij", self.train, inverse))
         kept = self.directions.kept(s, precision)
         combine = blockwise(self.root, self.grams.present, u[:, : len(kept)] / kept.sqrt()).T
         products = torch.zeros(len(kept), len(kept), dtype=torch.float64, device=combine.device)

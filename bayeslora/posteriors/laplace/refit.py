@@ -19,7 +19,9 @@ learning", 2006, chapter 3; Antoran et al., "Adapting the linearised Laplace mod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import scipy.optimize
@@ -27,12 +29,15 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import RunError, UsageError
-from bayeslora.posteriors.laplace.softmax import Labels, blockwise, weighted
+from bayeslora.posteriors.laplace.softmax import Labels, blocks_of, blockwise, weighted
 
 _STEPS, _HALVINGS, _DIGITS = 200, 40, 1e-13
 _TIGHT, _LOOSE = 1e-10, 1e-6  # gradient norms, against the length of the step from the prior: aimed at, accepted
 _FEW = 1e-2  # parameters that the data determine below which a group is said to follow its prior alone
-_REACH, _GRID = 25.0, 9  # of the logarithms of precisions around where the curvature is as large, and points over it
+_REACH = 25.0  # of the logarithms of precisions around where the curvature is as large
+_GRID = tuple(range(8, -9, -1))  # where they are tried first; every one starts from the optimum of the one before
+_PART = 150  # questions on which they are tried
+_TINY = 1e-150  # a root of a probability below which its curvature counts as none
 _NO_OPTIMUM = "the marginal likelihood has no optimum where the linearised network is refitted"
 _INSTEAD = "give the precision as a number, or precision='validation'"
 
@@ -96,9 +101,10 @@ class LinearisedModel:
 
     def _ascend(self, kernel: Tensor, start: Tensor) -> Mode:
         value, best = self._objective(kernel, start), start
-        first = self._newton(kernel, self.trained)  # a step in the weights from where training left them
-        if (reached := self._objective(kernel, first)) > value:
-            value, best = reached, first
+        if self._last is None:  # a step in the weights from where training left them
+            first = self._newton(kernel, self.trained)
+            if (reached := self._objective(kernel, first)) > value:
+                value, best = reached, first
         slack = self._slack(kernel, best)
         steps = 0
         while steps < _STEPS:
@@ -156,53 +162,89 @@ class LinearisedModel:
             \gamma_g = \operatorname{tr}(R B^{-1} R^T K_g) / \lambda_g
 
         (Rasmussen & Williams, 2006, section 5.5.1). Its last term is missing where precision and optimum are found
-        in turns, which therefore ends elsewhere.
+        in turns, which therefore ends elsewhere. Of :math:`\Sigma` a block for every question is needed, which follows
+        from :math:`R^T \Sigma R = I - B^{-1}`.
         """
         mode, kernel = self.mode(precisions), self.kernel(precisions)
         a, present, root = mode.coefficients, self.labels.present, self.labels.root(mode.rows)
         factor = _factor(root, present, kernel)
-        weighted_kernel = blockwise(root.mT, present, kernel)
-        solved = torch.linalg.solve_triangular(factor, weighted_kernel, upper=False)
-        q = self.labels.slope_of_trace(mode.rows, _blocks(kernel, present) - _blocks_of_product(solved, present))
-        pulled = q - blockwise(root, present, torch.cholesky_solve((weighted_kernel @ q)[:, None], factor))[:, 0]
+        value = self.labels.log_likelihood(mode.rows) - 0.5 * a @ kernel @ a - factor.diagonal().log().sum()
         inverse = torch.cholesky_inverse(factor)
+        q = self.labels.slope_of_trace(mode.rows, _unweighted(root, present, blocks_of(inverse, present)))
+        inner = blockwise(root.mT, present, (kernel @ q)[:, None])
+        pulled = q - blockwise(root, present, inverse @ inner)[:, 0]
+        determined = len(a) - inverse.diagonal().sum()
         slopes = []
         for own, precision in zip(self.kernels, precisions.tolist(), strict=True):
-            gamma = (inverse * weighted(root, present, own)).sum()
+            gamma = (inverse * weighted(root, present, own)).sum() if len(self.kernels) > 1 else determined * precision
             slopes.append((gamma - a @ own @ a + pulled @ own @ a) / (2 * precision))
-        value = self.labels.log_likelihood(mode.rows) - 0.5 * a @ kernel @ a - factor.diagonal().log().sum()
         return value.item(), torch.stack(slopes).cpu()
 
     def best(self) -> Tensor:
-        """The precisions of highest evidence at their own optimum: by L-BFGS from the best of a few common ones.
+        """The precisions ``[G]`` of highest evidence, each at its own optimum.
+
+        Where to start is told by a grid of common precisions on some of the questions. From there one precision is
+        found as the root of the evidence's slope (Brent), several by L-BFGS.
 
         Raises:
             UsageError: there is no optimum: the evidence rises towards a precision of zero or infinity.
         """
-        middle = self._middle()
+        middle, start = self._middle(), self._part()._start()
+        low, high = middle - _REACH, middle + _REACH
 
-        def loss(logs: np.ndarray) -> tuple[float, np.ndarray]:
+        @cache
+        def found(*logs: float) -> tuple[float, np.ndarray]:
             try:
-                value, slope = self.log_evidence(torch.from_numpy(logs).exp())
+                value, slope = self.log_evidence(torch.tensor(logs, dtype=torch.float64, device="cpu").exp())
             except RunError:  # the optimum runs off: no precision to choose
-                return np.inf, np.zeros_like(logs)
-            return -value, -slope.numpy()
+                return -np.inf, np.full(len(logs), np.inf)
+            return value, slope.numpy()
 
-        groups = len(self.kernels)
-        grid = middle + np.linspace(0.5 * _REACH, -0.5 * _REACH, _GRID)
-        values = [loss(np.full(groups, point))[0] for point in grid]
+        if len(self.kernels) == 1:
+            best = np.asarray([_root(lambda log: found(log)[1].item(), start, low, high)])
+        else:
+            options = {"ftol": 1e-13, "gtol": 1e-6, "maxiter": 200}
+            from_here = np.full(len(self.kernels), start)
+            best = scipy.optimize.minimize(
+                lambda logs: (-found(*logs)[0], -found(*logs)[1]),
+                from_here,
+                jac=True,
+                method="L-BFGS-B",
+                bounds=[(low, high)] * len(self.kernels),
+                options=options,
+            ).x
+        precisions = torch.from_numpy(best).exp()
+        off = (np.abs(best - middle) > _REACH - 1e-3) | (self.effective(precisions).numpy() < _FEW)
+        if off.any():
+            raise UsageError(f"{_NO_OPTIMUM}: it rises towards a precision of {_shown(precisions)}; {_INSTEAD}")
+        return precisions
+
+    def _part(self) -> LinearisedModel:
+        """The model of some of the questions; itself where there are few."""
+        questions = len(self.labels.label)
+        if questions <= _PART:
+            return self
+        chosen = torch.arange(_PART, device=self.trained.device) * questions // _PART
+        mask = torch.zeros(questions, dtype=torch.bool, device=self.trained.device)
+        mask[chosen] = True
+        rows = mask[:, None].expand_as(self.labels.present)[self.labels.present]
+        labels = Labels(self.labels.label[mask], self.labels.present[mask])
+        offset = self.trained[rows] - self.prior_mean[rows]
+        return LinearisedModel(self.trained[rows], offset, self.kernels[:, rows][:, :, rows], labels)
+
+    def _start(self) -> float:
+        """The logarithm of the best of a grid of precisions that are the same for all groups."""
+        middle, values = self._middle(), []
+        for point in _GRID:
+            try:
+                shared = torch.full((len(self.kernels),), middle + point, dtype=torch.float64, device="cpu")
+                values.append(self.log_evidence(shared.exp())[0])
+            except RunError:  # the optimum runs off: no precision to choose
+                values.append(-np.inf)
         reached = np.asarray(values)[np.isfinite(values)]
         if not len(reached) or not np.ptp(reached) > _DIGITS * np.abs(reached).max():
             raise UsageError(f"{_NO_OPTIMUM}: the questions say nothing about the weights; {_INSTEAD}")
-        start = np.full(groups, grid[int(np.argmin(values))])
-        bounds = [(middle - _REACH, middle + _REACH)] * groups
-        options = {"ftol": 1e-15, "gtol": 1e-8, "maxiter": 200}
-        found = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-        precisions = torch.from_numpy(found.x).exp()
-        off = (np.abs(found.x - middle) > _REACH - 1e-3) | (self.effective(precisions).numpy() < _FEW)
-        if off.any() or np.abs(found.jac).max() > 1e-2:
-            raise UsageError(f"{_NO_OPTIMUM}: it rises towards a precision of {_shown(precisions)}; {_INSTEAD}")
-        return precisions
+        return middle + _GRID[int(np.argmax(values))]
 
     def effective(self, precisions: Tensor) -> Tensor:
         r"""Number of parameters :math:`\gamma_g` that the data determine at the optimum, by group ``[G]``."""
@@ -222,10 +264,22 @@ class LinearisedModel:
         return float(np.log(max(size, 1e-30)))
 
 
+def _root(slope: Callable[[float], float], start: float, low: float, high: float) -> float:
+    """Where a slope falls through zero, looked for from a point on; an end of the range where it does not."""
+    toward, step, here = (1.0, 1.0, start) if slope(start) > 0 else (-1.0, 1.0, start)
+    while low < here < high:
+        other = min(max(here + toward * step, low), high)
+        if slope(other) * toward <= 0:
+            return float(scipy.optimize.brentq(slope, here, other, xtol=1e-4))
+        here, step = other, 2 * step
+    return here
+
+
 def _factor(root: Tensor, present: Tensor, kernel: Tensor) -> Tensor:
     """The Cholesky factor of B."""
     matrix = weighted(root, present, kernel)
-    return torch.linalg.cholesky(matrix + torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+    matrix.diagonal().add_(1.0)
+    return torch.linalg.cholesky(matrix)
 
 
 def _norm(coefficients: Tensor, kernel: Tensor) -> float:
@@ -233,20 +287,14 @@ def _norm(coefficients: Tensor, kernel: Tensor) -> float:
     return (coefficients @ kernel @ coefficients).clamp(min=0).sqrt().item()
 
 
-def _blocks(matrix: Tensor, present: Tensor) -> Tensor:
-    """The blocks ``[N, D, D]`` on the diagonal of a matrix ``[m, m]``, zero where a contrast is absent."""
-    question, place = present.nonzero(as_tuple=True)
-    same = (question[:, None] == question[None]).nonzero(as_tuple=True)
-    blocks = matrix.new_zeros(*present.shape, present.shape[1])
-    blocks[question[same[0]], place[same[0]], place[same[1]]] = matrix[same]
-    return blocks
-
-
-def _blocks_of_product(half: Tensor, present: Tensor) -> Tensor:
-    """The blocks on the diagonal of ``half.T @ half``, ``half [k, m]``."""
-    spread = half.new_zeros(*present.shape, len(half))
-    spread[present] = half.T
-    return spread @ spread.mT
+def _unweighted(root: Tensor, present: Tensor, inverse: Tensor) -> Tensor:
+    r"""The blocks :math:`R^{-T} (I - B^{-1}) R^{-1}` of :math:`\Sigma`; zero where a contrast has no curvature."""
+    usable = present & (root.diagonal(dim1=-2, dim2=-1) > _TINY)
+    lower = root.masked_fill(~(usable[:, :, None] & usable[:, None, :]), 0.0)
+    lower = lower + torch.diag_embed((~usable).to(root.dtype))
+    both = torch.diag_embed(usable.to(root.dtype)) - inverse.masked_fill(~(usable[:, :, None] & usable[:, None]), 0.0)
+    half = torch.linalg.solve_triangular(lower.mT, both, upper=True)
+    return torch.linalg.solve_triangular(lower.mT, half.mT, upper=True)
 
 
 def _shown(precisions: Tensor) -> str:

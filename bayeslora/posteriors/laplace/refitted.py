@@ -41,7 +41,7 @@ class RefittedSpace:
         centre: str,
         distance: Mapping[str, Tensor],
     ) -> None:
-        self.grams, self.groups, self.directions = grams, groups, directions
+        self.groups, self.directions = groups, directions
         self.distance, self.centre = distance, centre
         self.sums = grams.sums(list(groups.values()))
         device = self.sums.train.device
@@ -55,7 +55,7 @@ class RefittedSpace:
         mode = self.model.mode(precisions)
         if self._space is None or self._space[0] is not mode:
             root = self.model.labels.root(mode.rows)
-            self._space = mode, FunctionSpace(self.grams, root, self.groups, self.directions)
+            self._space = mode, FunctionSpace(self.sums, root, self.groups, self.directions)
         return self._space[1]
 
     def log_det(self, precisions: Tensor) -> Tensor:
@@ -83,9 +83,8 @@ class RefittedSpace:
 
     def eigenvalues(self) -> Tensor:
         """See :class:`~bayeslora.posteriors.laplace.curvature.Curvature`; those at the trained network."""
-        return FunctionSpace(
-            self.grams, self.model.labels.root(self.model.trained), self.groups, self.directions
-        ).eigenvalues()
+        root = self.model.labels.root(self.model.trained)
+        return FunctionSpace(self.sums, root, self.groups, self.directions).eigenvalues()
 
 
 class RefittedEvidence:

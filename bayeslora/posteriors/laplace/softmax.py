@@ -48,6 +48,8 @@ def blockwise(blocks: Tensor, present: Tensor, matrix: Tensor) -> Tensor:
     Returns:
         ``[m, k]``.
     """
+    if len(matrix) == present.numel():  # every question has every contrast
+        return (blocks.to(matrix) @ matrix.reshape(*present.shape, -1)).flatten(0, 1)
     spread = matrix.new_zeros(*present.shape, matrix.shape[-1])
     spread[present] = matrix
     return (blocks.to(matrix) @ spread)[present]
@@ -55,8 +57,14 @@ def blockwise(blocks: Tensor, present: Tensor, matrix: Tensor) -> Tensor:
 
 def weighted(root: Tensor, present: Tensor, gram: Tensor) -> Tensor:
     """:math:`R^T K R` for the inner products ``K [m, m]`` of contrasts' rows and roots ``[N, D, D]``."""
-    half = blockwise(root.mT, present, gram)
-    return blockwise(root.mT, present, half.T)
+    return blockwise(root.mT, present, blockwise(root.mT, present, gram).T)
+
+
+def blocks_of(matrix: Tensor, present: Tensor) -> Tensor:
+    """The blocks ``[N, D, D]`` on the diagonal of a matrix ``[m, m]``, zero where a contrast is absent."""
+    place = (present.flatten().cumsum(0) - 1).clamp(min=0).view_as(present)
+    both = present[:, :, None] & present[:, None, :]
+    return matrix[place[:, :, None], place[:, None, :]].masked_fill(~both, 0.0)
 
 
 class Labels:
