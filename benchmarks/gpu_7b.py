@@ -86,12 +86,12 @@ def nf4_llama(sizes: dict[str, int], device: torch.device) -> nn.Module:
     return model.requires_grad_(False)
 
 
-def nf4(linear: nn.Linear) -> nn.Module:
-    """A linear map with its weights in nf4, as Hugging Face's loader would make it."""
+def nf4(linear: nn.Linear, compute: torch.dtype = torch.bfloat16) -> nn.Module:
+    """A linear map with its weights in nf4 and products in ``compute``, as Hugging Face's loader would make it."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     with torch.device("meta"):
-        layer = Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=torch.bfloat16)
+        layer = Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=compute)
     device = linear.weight.device
     weight = Params4bit(linear.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4")
     layer.weight = weight.to(device)  # quantises

@@ -91,6 +91,9 @@ def every_stage(make: Make, callbacks: Callbacks = nothing, data: Callable[[], A
     own = trainer(folder, *callbacks(), Predictions())
     own.predict(make(), datamodule=data(), ckpt_path=last, weights_only=True, return_predictions=False)
     assert (folder / "predict" / "predictions.parquet").is_file()
+    record = folder / "run.json"
+    if record.is_file():  # of the device, also once the module has left it
+        assert json.loads(record.read_text())["peak_bytes"] == torch.cuda.max_memory_allocated()
     return folder
 
 
