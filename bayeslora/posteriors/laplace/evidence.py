@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -105,25 +107,22 @@ class Evidence:
 
 
 def _maximise(concave: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
-    """Newton's method with backtracking and bounded steps."""
-    value = concave(point)
-    for _ in range(_ITERATIONS):
-        slope = gradient(concave, point)
-        if slope.abs().max() <= _TOLERANCE:
-            break
-        hessian = torch.autograd.functional.hessian(concave, point)
-        ridge = 1e-12 * hessian.diagonal().abs().max() + 1e-300
-        step = torch.linalg.solve(
-            ridge * torch.eye(len(point), dtype=point.dtype, device="cpu") - hessian, slope
-        ).clamp(-2, 2)
-        while (moved := concave(point + step)) < value and step.abs().max() > 1e-15:
-            step = step / 2
-        if step.abs().max() <= 1e-14:
-            break
-        point, value = point + step, torch.maximum(moved, value)
-        if not (point.abs() < REACH).all():
-            raise _no_optimum(f"a precision of e^{point.abs().max():.0f} was reached")
-    return point
+    """The highest point of a concave function, by Newton's method in a trust region."""
+
+    def point_of(numbers: np.ndarray) -> Tensor:
+        return torch.from_numpy(numbers).to(point)
+
+    found = scipy.optimize.minimize(
+        lambda x: -concave(point_of(x)).item(),
+        point.cpu().numpy(),
+        method="trust-exact",
+        jac=lambda x: -gradient(concave, point_of(x)).cpu().numpy(),
+        hess=lambda x: -torch.autograd.functional.hessian(concave, point_of(x)).cpu().numpy(),
+        options={"gtol": _TOLERANCE, "initial_trust_radius": 2.0, "max_trust_radius": 4.0, "maxiter": _ITERATIONS},
+    )
+    if not (np.abs(found.x) < REACH).all():
+        raise _no_optimum(f"a precision of e^{np.abs(found.x).max():.0f} was reached")
+    return point_of(found.x)
 
 
 def _no_optimum(reason: str) -> UsageError:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -24,7 +25,6 @@ _REACH = 16.0  # of a search for precisions, in logarithms, to both sides of whe
 _KNOB_REACH = 3.0  # the same for scale and temperature: between 1/20 and 20
 _GRID = 17
 _ROUNDS, _GAIN = 10, 1e-5
-_GOLDEN = (5**0.5 - 1) / 2
 
 
 class Selectable(Protocol):
@@ -156,7 +156,7 @@ def _precisions(
 def minimise(function: Callable[[Tensor], float], start: Tensor, reach: float = _REACH) -> Tensor:
     """The least value of a function near a point, found without derivatives: all coordinates together, then one by one.
 
-    Every search is a grid of 17 points over what is allowed, then golden sections around the best of them, so that a
+    Every search is a grid of 17 points over what is allowed, then Brent's method around the best of them, so that a
     function with several minima is not left in the nearest. It ends where a round over the coordinates gains less than
     1e-5.
 
@@ -189,15 +189,6 @@ def _line(function: Callable[[float], float], lowest: float, highest: float) -> 
     values = [function(step) for step in grid]
     best = values.index(min(values))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
-    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-    at_left, at_right = function(left), function(right)
-    while high - low > 1e-3:
-        if at_left <= at_right:
-            high, right, at_right = right, left, at_left
-            left = high - _GOLDEN * (high - low)
-            at_left = function(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + _GOLDEN * (high - low)
-            at_right = function(right)
-    return (low + high) / 2
+    bounds, options = (low, high), {"xatol": 1e-3}
+    found = scipy.optimize.minimize_scalar(function, bounds=bounds, method="bounded", options=options)
+    return float(found.x) if found.fun < values[best] else grid[best]  # ends of the range are on the grid alone
