@@ -54,7 +54,7 @@ def fit(module: LoRAModule, steps: int, device: torch.device, callbacks: list[Ca
 
 
 def rates(name: str, rounds: Sequence[Round]) -> str:
-    """One contestant's figures in a line."""
+    """One contestant's numbers in a line."""
     step = spread([1000 * r.seconds / r.steps for r in rounds], 0)
     examples = spread([r.examples / r.seconds for r in rounds])
     tokens = spread([r.tokens / r.seconds for r in rounds], 0)

@@ -1,7 +1,7 @@
 """A training step of M members stacked on one base, against one member's step and against M peft steps in a row.
 
     python benchmarks/ensemble_fit.py            (under 10 minutes on a CPU; on a GPU a 7B-shaped base)
-    python benchmarks/ensemble_fit.py --tiny     (the same code in seconds; its figures mean nothing)
+    python benchmarks/ensemble_fit.py --tiny     (the same code in seconds; its numbers mean nothing)
 
 A step is a forward and a backward pass and AdamW; every member has a batch of its own of 4 questions of one length.
 Bases are random Llamas, in float32 (bfloat16 on a GPU) and in nf4; on a CPU with a small vocabulary, so that the head,

@@ -1,7 +1,7 @@
 """A Llama-2-7B-shaped model in nf4 on a GPU: training against a plain loop in turns, and MC-dropout evaluation.
 
     python benchmarks/gpu_7b.py            (a GPU with 24 GiB or more, under 8 minutes)
-    python benchmarks/gpu_7b.py --tiny     (the same code on a CPU in seconds; its figures mean nothing)
+    python benchmarks/gpu_7b.py --tiny     (the same code on a CPU in seconds; its numbers mean nothing)
 
 Weights are random, made on the GPU and quantised there (nf4, double quantisation, bfloat16 products), so nothing is
 downloaded. Questions are random tokens whose lengths follow ARC-Easy's. Both sides share the base's weights, so either

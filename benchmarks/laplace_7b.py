@@ -1,7 +1,7 @@
 """Laplace with the full matrix on a Llama-2-7B-shaped model in nf4, on a GPU: seconds and memory of fit and prediction.
 
     python benchmarks/laplace_7b.py                  (a GPU with 24 GB or more)
-    python benchmarks/laplace_7b.py --tiny           (the same code on a CPU in seconds; its figures mean nothing)
+    python benchmarks/laplace_7b.py --tiny           (the same code on a CPU in seconds; its numbers mean nothing)
 
 Weights are random and made on the GPU, nothing is downloaded. 640 questions of two options, as Winogrande's small
 split; random tokens of 50. LoRA r = 8 on q, v and the head. Target: fitted within 60 s after loading, at most 2 GB

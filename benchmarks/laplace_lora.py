@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/laplace_lora.py peers        (seconds of both on one model, in turns)
     OMP_NUM_THREADS=1 python benchmarks/laplace_lora.py memory       (peak memory of each in a process of its own)
     OMP_NUM_THREADS=1 python benchmarks/laplace_lora.py predict      (linearised prediction over a forward pass)
-    python benchmarks/laplace_lora.py PART --small                   (the same code in seconds; figures mean nothing)
+    python benchmarks/laplace_lora.py PART --small                   (the same code in seconds; numbers mean nothing)
 
 Models are random Llamas, questions random tokens of one length. laplace-torch is given our model as a function of
 token ids, which applies the head to the options' rows alone, so that both sides run the same forward pass. Its ``kron``

@@ -1,4 +1,4 @@
-"""Rounds of two contestants in turns, and how their figures are printed."""
+"""Rounds of two contestants in turns, and how their numbers are printed."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     python benchmarks/sampled_prediction.py                  (a random Llama of 100M parameters on the CPU)
     python benchmarks/sampled_prediction.py --device cuda    (a random Llama-2-7B in nf4, nothing is downloaded)
-    python benchmarks/sampled_prediction.py --small          (the same code in seconds; its figures mean nothing)
+    python benchmarks/sampled_prediction.py --small          (the same code in seconds; its numbers mean nothing)
 
 One after another is what peers do: copy a sample into the weights, run a forward pass, S times; it has the same
 read-out here. Linearised is one forward and C - 1 backward passes, the product with a diagonal covariance and the

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/swag_overhead.py     (a random Llama of 100M parameters on the CPU)
     python benchmarks/swag_overhead.py --device cuda         (the same on a GPU, bf16)
-    python benchmarks/swag_overhead.py --small               (the same code in seconds; its figures mean nothing)
+    python benchmarks/swag_overhead.py --small               (the same code in seconds; its numbers mean nothing)
 
 A round trains a few optimiser steps through the trainer and then takes a snapshot; both are timed, wall-clock on a GPU,
 as the process's CPU time on a CPU. At one snapshot every 50 steps its share of a step is snapshot / (50 * step).

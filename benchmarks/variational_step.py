@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/variational_step.py        (a random Llama of 46M parameters on the CPU)
     python benchmarks/variational_step.py --device cuda            (a random Llama-2-7B in nf4, nothing is downloaded)
-    python benchmarks/variational_step.py --small                  (the same code in seconds; its figures mean nothing)
+    python benchmarks/variational_step.py --small                  (the same code in seconds; its numbers mean nothing)
 
 All share the weights of one base, LoRA with r = 8 on q and v, and go through the real trainer, a round of steps each in
 turn, on the same batches. Questions are random tokens whose lengths follow ARC-Easy's. Times are wall-clock on a GPU;
