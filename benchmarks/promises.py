@@ -1,10 +1,10 @@
 r"""Are the promises of a decision rule kept? Counted over many calibration sets, where the answer law is known.
 
-    bayeslora fit  -c configs/quickstart.yaml -c configs/method/mc_dropout.yaml -c configs/method/temperature.yaml \
-        -c configs/method/decision.yaml --data.labels 1900 --data.calibration 200 --trainer.max_epochs 20 \
+    bayeslora fit  -c configs/quickstart.yaml -c configs/method/swag.yaml -c configs/method/temperature.yaml \
+        -c configs/method/decision.yaml --data.labels 700 --data.calibration 200 --trainer.max_epochs 30 \
         --trainer.default_root_dir runs/promises
     bayeslora test -c runs/promises/fit-config.yaml
-    python benchmarks/promises.py --run runs/promises
+    python benchmarks/promises.py --run runs/promises --risks 0.1 0.2 0.3
 
 The population is the embedded benchmark's test set as the run predicts it. A calibration set is drawn from it with
 replacement, its labels from the true answer law, so that what a threshold or a set does in the population is known
@@ -192,13 +192,14 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=200, help="calibration sets (200)")
     parser.add_argument("--questions", type=int, default=499, help="questions in each (499)")
+    parser.add_argument("--risks", type=float, nargs="+", default=RISKS, help="error rates to promise (0.05 0.1 0.2)")
     parser.add_argument("--alpha", type=float, default=0.1, help="share of sets that may miss the answer (0.1)")
     given = parser.parse_args()
     population = next(iter(read_predictions(given.run / "test" / "predictions.parquet").datasets.values()))
     selection = read_predictions(given.run / "posterior" / "calibration.parquet").datasets["validation"]
     rows = []
     for delta in DELTAS:
-        for risk in RISKS:
+        for risk in given.risks:
             real = thresholds(population, selection, given.questions, risk, delta, given.seeds)
             rows.append(("the run's", best_coverage(population, risk), real))
             law = at_null(population, risk)
