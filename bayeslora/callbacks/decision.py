@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import move_data_to_device, rank_zero_info
 from torch import Tensor
 
 from bayeslora.callbacks.collected import Collected
+from bayeslora.callbacks.fit_data import RemembersFit, validation_batches
 from bayeslora.callbacks.predictions import Predictions, method_of
 from bayeslora.decisions.rule import RISKS, DecisionRule, describe, fit_rule
 from bayeslora.decisions.rule_file import FILE, save_rule
@@ -22,7 +23,7 @@ from bayeslora.metrics.answers import Answers
 CALIBRATION_FILE = "calibration.parquet"
 
 
-class Decision(L.Callback):
+class Decision(RemembersFit):
     """Fits a :class:`~bayeslora.decisions.rule.DecisionRule` when a run is tested, on what its whole path predicts.
 
     The datamodule's calibration part (``calibration_dataloader``, from ``data.calibration``) is predicted as the test
@@ -76,7 +77,8 @@ class Decision(L.Callback):
     def _parts(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[tuple[str, Any] | None]:
         """Names and loaders of the selection part and of the calibration part, the latter None where there is none."""
         source: Any = trainer.datamodule or pl_module  # type: ignore[attr-defined]
-        loaders = {name: _loader(source, f"{short}_dataloader") for name, short in _LOADERS.items()}
+        validation = validation_batches(trainer, pl_module)
+        loaders = {"validation": validation, "calibration": _some(_made(source, "calibration_dataloader"))}
         if loaders["validation"] is None:
             raise UsageError("Decision has no validation questions to look for thresholds on; give the data some")
         return [(name, loader) if loader is not None else None for name, loader in loaders.items()]
@@ -102,11 +104,12 @@ class Decision(L.Callback):
             save_rule(rule, folder / FILE)
 
 
-_LOADERS = {"validation": "val", "calibration": "calibration"}
-
-
-def _loader(source: Any, name: str) -> Any:
-    """A loader of a datamodule or module that has questions; None where it has none."""
+def _made(source: Any, name: str) -> Any:
+    """A loader of a datamodule or module; None where it does not know of such questions."""
     make = getattr(source, name, None)
-    loader = None if make is None else make()
-    return loader if loader is not None and len(getattr(loader, "dataset", loader)) else None  # of all processes
+    return None if make is None else make()
+
+
+def _some(loader: Any) -> Any:
+    """A loader that has questions, for all processes; None where it has none."""
+    return loader if loader is not None and len(getattr(loader, "dataset", loader)) else None

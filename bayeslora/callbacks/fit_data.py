@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -72,9 +72,18 @@ def _found(given: Any, trainer: L.Trainer, pl_module: L.LightningModule, name: s
         found = _seen.get(trainer, {}).get(name)
     if found is None and is_overridden(name, pl_module, L.LightningModule):
         found = getattr(pl_module, name)()
-    if found is None or not (batches := Batches(found)).loaders:
+    if isinstance(found, Iterator):  # a fit may look at it more than once
+        found = list(found)
+    if found is None:
         return None
-    return batches if len(batches.loaders) > 1 else batches.loaders[0]
+    loaders = [loader for loader in Batches(found).loaders if not _is_empty(loader)]
+    return None if not loaders else Batches(loaders) if len(loaders) > 1 else loaders[0]
+
+
+def _is_empty(loader: Any) -> bool:
+    """Whether there is nothing in a loader for any process."""
+    questions = getattr(loader, "dataset", loader)
+    return isinstance(questions, Sized) and len(questions) == 0
 
 
 def _flat(loaders: Any) -> Iterator[Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sized
 from functools import partial
 from pathlib import Path
@@ -13,12 +11,13 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from bayeslora.callbacks.fit_data import RemembersFit, training_batches, validation_batches
+from bayeslora.callbacks.fit_key import depends_on, fit_key
 from bayeslora.callbacks.laplace_network import initial_weights, member_network, network_of, stacked
 from bayeslora.callbacks.posterior import PosteriorCallback, usable_members, weight_sets
 from bayeslora.curvature.fit import FORMAT, STRUCTURES, Task, check_space, check_structure, rows_bytes
 from bayeslora.curvature.jacobian import contrast_mean
 from bayeslora.curvature.link import LINKS, Link, link
-from bayeslora.curvature.rows import Network
 from bayeslora.errors import UsageError, require_choice
 from bayeslora.files import write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
@@ -38,7 +37,7 @@ _NOTICEABLE = 0.1  # share of a variance or of a precision from which on a loss 
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
-class Laplace(PosteriorCallback):
+class Laplace(PosteriorCallback, RemembersFit):
     r"""Laplace's approximation around a finished fine-tuning (MacKay, 1992; on LoRA: Yang et al., 2024).
 
     Attach it to any LightningModule. When training ends, while the module is still on its device, or before a test of
@@ -256,11 +255,12 @@ class Laplace(PosteriorCallback):
 
     def _task(self, trainer: L.Trainer, pl_module: L.LightningModule, place: int | None) -> Task:
         network = network_of(pl_module, self.logits_fn, self.label_fn)
-        train, validation = self._batches(trainer)
+        train, validation = self._batches(trainer, pl_module)
         needs_validation = "validation" in (self.prior.precision, self.prior.scale, self.prior.temperature)
         if needs_validation and validation is None:
             raise UsageError(NO_VALIDATION)
-        key = self._key(trainer, pl_module, network)
+        options = [self.structure, str(self.dtype), self.prune, self.max_jacobian_bytes, FORMAT]
+        key = fit_key(network.parameters, options, depends_on(trainer, pl_module, (train, validation)))
         root = Path(trainer.default_root_dir) / "laplace" if self.directory is None else Path(self.directory)
         return Task(
             network,
@@ -275,31 +275,16 @@ class Laplace(PosteriorCallback):
             partial(_progress, trainer),
         )
 
-    def _batches(self, trainer: L.Trainer) -> tuple[Iterable[Any], Iterable[Any] | None]:
-        """Training and validation batches: those given, the DataModule's, or the trainer's."""
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        train, validation = self.train_batches, self.val_batches
-        if train is None and hasattr(datamodule, "train_eval_dataloader"):
-            train = datamodule.train_eval_dataloader()
-            validation = datamodule.val_dataloader() if len(datamodule.val_questions) else None
-        train = trainer.train_dataloader if train is None else train
+    def _batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[Iterable[Any], Iterable[Any] | None]:
+        """Training and validation batches: those given, the DataModule's, or those that ``fit`` was given."""
+        train = training_batches(trainer, pl_module, self.train_batches)
         if train is None:
             raise UsageError(
                 "Laplace has no training batches to fit to; give it train_batches=[...], or call trainer.fit first"
             )
-        return train, validation
-
-    def _key(self, trainer: L.Trainer, pl_module: L.LightningModule, network: Network) -> str:
-        """Tells weights, base, data and options from others."""
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        options = [self.structure, self.dtype, self.prune, self.max_jacobian_bytes, FORMAT]
-        data = [getattr(datamodule, name, None) for name in ("fingerprint", "eval_batch_size", "seed", "labels")]
-        base = getattr(network.model, "base_fingerprint", None)
-        digest = hashlib.sha256(json.dumps([str(part) for part in (*options, *data, base)]).encode())
-        for name, parameter in network.parameters.items():
-            digest.update(name.encode())
-            digest.update(parameter.detach().float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        if self.train_batches is not None:
+            return train, self.val_batches
+        return train, validation_batches(trainer, pl_module, self.val_batches)
 
     # --- prediction ----------------------------------------------------------------------------------------------
 

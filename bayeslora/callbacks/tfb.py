@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
 from torch import Tensor
 
+from bayeslora.callbacks.fit_data import RemembersFit, training_batches, validation_batches
+from bayeslora.callbacks.fit_key import depends_on
 from bayeslora.callbacks.posterior import PosteriorCallback, bank_predictor, weight_sets
 from bayeslora.errors import UsageError, require_choice
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
@@ -27,7 +29,7 @@ SOURCES = ("train", "validation")
 _FILE = "posterior.json"
 
 
-class TFB(PosteriorCallback):
+class TFB(PosteriorCallback, RemembersFit):
     r"""Training-free Bayesianisation of a LoRA adapter (Shi et al., 2024).
 
     The noise is :class:`~bayeslora.posteriors.tfb.TFBPosterior`'s: isotropic in the column space of every update. Its
@@ -139,15 +141,12 @@ class TFB(PosteriorCallback):
     def _options(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What sigma depends on beside the adapter, as plain values."""
         names = ("tolerance", "anchors", "source", "iterations", "per_layer", "samples", "predict", "dropout")
-        where = {
-            "data": getattr(getattr(trainer, "datamodule", None), "fingerprint", None),
-            "quantization": getattr(getattr(pl_module, "backbone", None), "quantization", None),
-        }
+        where = depends_on(trainer, pl_module, [self._batches(trainer, pl_module)])
         return {
+            **where,
             **{name: getattr(self, name) for name in names},
             "bounds": list(self.bounds),
             "seed": self.seed_of(pl_module),
-            **where,
         }
 
     # --- the search --------------------------------------------------------------------------------------------------
@@ -160,7 +159,7 @@ class TFB(PosteriorCallback):
 
     def _search(self, trainer: L.Trainer, pl_module: L.LightningModule) -> TFBPosterior:
         start = TFBPosterior.around(_adapter(pl_module))
-        anchors = _Anchors(trainer, pl_module, list(self._batches(trainer)))
+        anchors = _Anchors(trainer, pl_module, self._batches(trainer, pl_module))
         bank = {name: value[None] for name, value in start.mean().items()}
         anchors.label(bank_predictor(pl_module, bank, self.logits_fn))
         plain = anchors.plain_loss
@@ -208,19 +207,20 @@ class TFB(PosteriorCallback):
 
         return times(largest_accepted(lambda f: change(times(f)) <= self.tolerance, 0.5, 2.0, self.iterations))
 
-    def _batches(self, trainer: L.Trainer) -> Iterator[Any]:
+    def _batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Any]:
         """Anchor questions, batch by batch."""
         if self.loader is not None:
-            yield from self.loader
-            return
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        name = "train_eval_dataloader" if self.source == "train" else "val_dataloader"
-        if not hasattr(datamodule, name):
-            raise UsageError("TFB finds no anchor questions: the DataModule is not of this package; give it loader=...")
-        loader = getattr(datamodule, name)()
-        wanted = math.ceil(self.anchors / trainer.world_size / datamodule.eval_batch_size)
+            return list(self.loader)
+        find = training_batches if self.source == "train" else validation_batches
+        loader = find(trainer, pl_module)
+        if loader is None:
+            raise UsageError(f"TFB finds no anchor questions ({self.source}); give it loader=[...], batches of them")
+        size = getattr(trainer.datamodule, "eval_batch_size", None)  # type: ignore[attr-defined]
+        if size is None:
+            return list(islice(loader, self.anchors))  # batches of unknown size: at most as many as questions
+        wanted = math.ceil(self.anchors / trainer.world_size / size)
         every = max(1, len(loader) // wanted)  # they are ordered by length: take them from all along it
-        yield from islice(loader, 0, wanted * every, every)
+        return list(islice(loader, 0, wanted * every, every))
 
 
 class _Anchors:

@@ -110,7 +110,7 @@ class CommandLine(LightningCLI):
         self._checkpoint = self._checkpoint_to_test(config)
 
     def _checkpoint_to_test(self, config: Any) -> str | None:
-        adapter, asked, last = config.model.init_args.backbone.adapter, config.ckpt_path, self._root / LAST
+        adapter, asked, last = _field(config.model.init_args.backbone, "adapter"), config.ckpt_path, self._root / LAST
         if asked == BASE:
             print("weights: the base model, without an adapter")
             return None
