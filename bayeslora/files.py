@@ -1,5 +1,6 @@
-"""Files that are whole or absent: written beside their place, flushed, then renamed into it."""
+"""Files that are whole or absent, written beside their place and renamed into it; and records that show a damage."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -7,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from bayeslora.errors import UsageError
+
+_CHECKSUM = "sha256"
 
 
 @contextmanager
@@ -44,3 +49,41 @@ def write_json(path: Path | str, value: Any) -> None:
     """Write JSON, indented, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=True) + "\n")
+
+
+def write_record(path: Path | str, value: dict[str, Any]) -> None:
+    """Write a JSON object with a checksum of its own content, whole or not at all."""
+    write_json(path, {**value, _CHECKSUM: _checksum(value)})
+
+
+def read_record(path: Path | str, remedy: str) -> dict[str, Any]:
+    """A JSON object that :func:`write_record` wrote; one without a checksum, of an earlier version, is taken as it is.
+
+    Args:
+        path: The file.
+        remedy: What to do about a damage, for the error's message.
+
+    Raises:
+        UsageError: it is no JSON object, or not what was written.
+    """
+    try:
+        record = json.loads(Path(path).read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path} is damaged ({error}); {remedy}") from error
+    if not isinstance(record, dict):
+        raise UsageError(f"{path} is damaged (no JSON object); {remedy}")
+    checksum = record.pop(_CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(record):
+        raise UsageError(f"{path} is damaged (it is not what was written there); {remedy}")
+    return record
+
+
+def file_checksum(path: Path) -> str:
+    """The sha256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    plain = json.loads(json.dumps(value))  # as it will be read back
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

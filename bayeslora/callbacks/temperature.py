@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from bayeslora.callbacks.fit_data import RemembersFit, validation_batches
 from bayeslora.errors import UsageError
-from bayeslora.files import write_json
+from bayeslora.files import read_record, write_record
 from bayeslora.lightning_modules.prediction_path import LogitsFn, PredictionPath, prediction_path
 from bayeslora.types import Predictive
 
@@ -78,7 +77,7 @@ class Temperature(RemembersFit):
         predictives, labels = self._validation(trainer, pl_module, path)
         key = _digest(predictives, labels)
         file = Path(trainer.default_root_dir) / "posterior" / "temperature.json"
-        if file.exists() and (kept := json.loads(file.read_text())).get("predictions") == key:
+        if file.exists() and (kept := read_record(file, "remove it, it is fitted again")).get("predictions") == key:
             return float(kept["temperature"])
         temperature = fit_temperature(predictives, labels, self.max_iter)
         before, after = (
@@ -86,7 +85,7 @@ class Temperature(RemembersFit):
         )
         record = {"temperature": temperature, "n": len(torch.cat(labels)), "nll_before": before, "nll_after": after}
         if trainer.is_global_zero:
-            write_json(file, {**record, "predictions": key})
+            write_record(file, {**record, "predictions": key})
         return temperature
 
     def _validation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,8 @@ def load(path: Path) -> dict[str, Any]:
         UsageError: it is damaged, or holds what is no data.
     """
     try:
+        if not (zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip() is None):
+            raise ValueError("its parts do not have the checksums they were written with")
         return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except Exception as error:  # torch raises half a dozen types here, all of which mean the same to a user
         reason = str(error).splitlines()[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from bayeslora.decisions.prediction_sets import SetRule
 from bayeslora.decisions.rule import DecisionRule
 from bayeslora.decisions.selective_risk import Promise, Threshold
 from bayeslora.errors import UsageError
-from bayeslora.files import write_json
+from bayeslora.files import read_record, write_record
 
 SCHEMA = 1
 FILE = "decision.json"
@@ -26,7 +25,7 @@ def save_rule(rule: DecisionRule, path: Path | str, **notes: Any) -> None:
         path: The file, usually ``posterior/decision.json`` of a run.
         notes: Further entries, which :func:`load_rule` does not look at.
     """
-    write_json(path, {"schema": SCHEMA, **_finite(asdict(rule)), **notes})
+    write_record(path, {"schema": SCHEMA, **_finite(asdict(rule)), **notes})
 
 
 def load_rule(path: Path | str) -> DecisionRule:
@@ -37,7 +36,7 @@ def load_rule(path: Path | str) -> DecisionRule:
     """
     path = Path(path)
     try:
-        record = json.loads(path.read_text())
+        record = read_record(path, "test the run again")
         if record["schema"] != SCHEMA:
             raise UsageError(f"{path} has schema {record['schema']}; this version reads schema {SCHEMA}")
         return _rule(record)

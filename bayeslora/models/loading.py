@@ -315,6 +315,9 @@ def _existing_adapter(base: nn.Module, backbone: Backbone, own: tuple[str, ...])
                 f"backbone.adapter {folder} does not fit {backbone.pretrained}: {len(keys)} of its weights {what} "
                 f"({keys[0]}, ...); give the base and the module it was trained with"
             )
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise UsageError(f"backbone.adapter {folder} is damaged: {plain_name(name)} is not finite; restore it")
     return network
 
 

@@ -2,12 +2,14 @@
 
 A posterior's folder holds ``adapter_model.safetensors`` and ``adapter_config.json``, which plain peft loads,
 ``posterior.safetensors`` with the remaining tensors of its state, and ``posterior.json`` with the family, the schema,
-the base's fingerprint and the state's plain values. A mixture holds its components in ``000/``, ``001/``, ...
+the base's fingerprint, the state's plain values and the checksums of the other files. A mixture holds its components in
+``000/``, ``001/``, ...
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bayeslora.errors import UsageError
-from bayeslora.files import replacing_folder
+from bayeslora.files import file_checksum, read_record, replacing_folder, write_record
 from bayeslora.types import Posterior
 
 SCHEMA = 1
@@ -36,7 +38,9 @@ FAMILIES = {
 }
 _ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _TENSORS, _RECORD = "posterior.safetensors", "posterior.json"
+_CHECKED = (_ADAPTER, _CONFIG, _TENSORS)
 _MEAN = "mean/"
+_REMEDY = "restore the folder from a copy, or fit or test the run again with --overwrite"
 
 
 def state_of(kind: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -105,7 +109,8 @@ def _write(posterior: Posterior, folder: Path, adapter_config: Mapping[str, Any]
         (folder / _CONFIG).write_text(json.dumps(dict(adapter_config), indent=2, sort_keys=True, default=_plain) + "\n")
     save_file(tensors, folder / _TENSORS)
     record = {"schema": SCHEMA, "family": posterior.family, "base": base, "components": names, "values": values}
-    (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    files = {name: file_checksum(folder / name) for name in _CHECKED if (folder / name).exists()}
+    write_record(folder / _RECORD, {**record, "files": files})
 
 
 def _plain(value: object) -> object:
@@ -116,13 +121,18 @@ def _plain(value: object) -> object:
 def _record(folder: Path) -> dict[str, Any]:
     if not (folder / _RECORD).exists():
         raise UsageError(f"{folder} holds no posterior ({_RECORD} is missing); give the posterior/ folder of a run")
-    try:
-        record = json.loads((folder / _RECORD).read_text())
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{folder / _RECORD} is damaged: {error}") from error
+    record = read_record(folder / _RECORD, _REMEDY)
     if record.get("schema") != SCHEMA or record.get("family") not in FAMILIES:
         given = f"schema {record.get('schema')}, family {record.get('family')}"
         raise UsageError(f"{folder} has {given}; allowed: schema {SCHEMA}, families {', '.join(FAMILIES)}")
+    lacking = [name for name in ("base", "components", "values") if name not in record]
+    wrong = [name for name in record.get("components") or [] if not re.fullmatch(r"\d{3,}", str(name))]
+    if lacking or wrong:
+        what = f"it lacks {lacking[0]}" if lacking else f"component {wrong[0]!r} is none of its own folders"
+        raise UsageError(f"{folder / _RECORD} is damaged ({what}); {_REMEDY}")
+    for name, checksum in record.get("files", {}).items():
+        if not (folder / name).is_file() or file_checksum(folder / name) != checksum:
+            raise UsageError(f"{folder / name} is damaged or missing (it is not what was written there); {_REMEDY}")
     return record
 
 

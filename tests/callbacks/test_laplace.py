@@ -27,7 +27,7 @@ def fitted(module: Classifier | None = None, **options: Any) -> tuple[Laplace, C
     laplace = Laplace(logits_fn=logits_of, label_fn=label_of, dtype="float64", **{"precision": 2.0} | options)
     module = module or Classifier()
     trainer = L.Trainer(max_epochs=2, callbacks=[laplace], enable_checkpointing=False, **QUIET)
-    trainer.fit(module, loader(), loader(1))
+    trainer.fit(module, loader())
     return laplace, module
 
 

@@ -115,7 +115,7 @@ def test_arguments_stand_for_a_test(config: Path) -> None:
     args = as_test(["--adapter", "a", "-c", "x.yaml", "--trainer.callbacks.tolerance", "0.1", "--config=y.yaml"])
     assert args[:3] == ["test", "--config=x.yaml", "--config=y.yaml"]
     assert args[3:5] == ["--trainer.callbacks+=bayeslora.callbacks.TFB", "--model.init_args.backbone.adapter=a"]
-    assert args[5:] == ["--trainer.callbacks.tolerance", "0.1"]
+    assert args[5:] == ["--ckpt_path=adapter", "--trainer.callbacks.tolerance", "0.1"]
     method = "configs/method/tfb_release.yaml"
     args = as_test(["--adapter", "a", "-c", str(config), "-c", method])  # which brings the callback itself
     assert args == ["test", f"--config={config}", f"--config={method}", "--model.init_args.backbone.adapter=a"]

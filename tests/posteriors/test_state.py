@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bayeslora.errors import UsageError
+from bayeslora.files import read_record
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import load_posterior, save_posterior
@@ -70,7 +71,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     save_posterior(point(0), folder, base="abc")
     with pytest.raises(UsageError, match="another base"):
         load_posterior(folder, base="def")
-    record = json.loads((folder / "posterior.json").read_text())
+    record = read_record(folder / "posterior.json", "")  # without its checksum
     (folder / "posterior.json").write_text(json.dumps({**record, "family": "wizardry"}))
     with pytest.raises(UsageError, match=r"wizardry.*point"):
         load_posterior(folder)
