@@ -118,7 +118,8 @@ def test_arguments_stand_for_a_test(config: Path) -> None:
     assert args[5:] == ["--ckpt_path=adapter", "--trainer.callbacks.tolerance", "0.1"]
     method = "configs/method/tfb_release.yaml"
     args = as_test(["--adapter", "a", "-c", str(config), "-c", method])  # which brings the callback itself
-    assert args == ["test", f"--config={config}", f"--config={method}", "--model.init_args.backbone.adapter=a"]
+    adapter = ["--model.init_args.backbone.adapter=a", "--ckpt_path=adapter"]
+    assert args == ["test", f"--config={config}", f"--config={method}", *adapter]
 
 
 @pytest.mark.parametrize(
