@@ -45,6 +45,15 @@ def test_fit_step_runs_tiny():
         assert output.count(line) == 1
 
 
+def test_the_machine_is_described_where_a_package_is_missing(monkeypatch):
+    """bitsandbytes need not be there: most benchmarks do not quantise."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import measure
+
+    monkeypatch.setattr(measure, "PACKAGES", ("torch", "no-such-package"))
+    assert measure.machine().endswith(f"torch {torch.__version__}, no-such-package not installed")
+
+
 def test_the_plain_loop_trains_as_we_do(llama, monkeypatch):
     """On one batch, both sides end with the same weights, so that what is timed is the same work."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))

@@ -22,6 +22,7 @@ from tests.pretend_gpu import device
 if __name__ == "__main__":
     device.activate()
 
+import torch
 import transformers
 
 from bayeslora.callbacks.dynamics import Dynamics
@@ -38,7 +39,7 @@ from bayeslora.lightning_modules.blob import BLoBModule
 from bayeslora.lightning_modules.c_lora import CLoRAModule
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.lightning_modules.lora import LoRAModule
-from bayeslora.models.loading import Backbone, LoRA
+from bayeslora.models.loading import Backbone, LoRA, load_answer_model
 from tests.pretend_gpu import runs
 from tests.pretend_gpu.runs import SITES, Callbacks, every_stage
 
@@ -149,6 +150,29 @@ def foreign() -> None:
         own.test(module, datamodule=runs.Numbers(), verbose=False)
 
 
+def random_state() -> None:
+    """Loading a model for a GPU leaves the GPU's random state as it was, and the CPU's."""
+    torch.manual_seed(7)
+    before = torch.cuda.get_rng_state(), torch.get_rng_state()
+    with torch.device("cuda"):
+        load_answer_model(Backbone(), SITES, seed=0, device="cuda")
+    after = torch.cuda.get_rng_state(), torch.get_rng_state()
+    assert all(map(torch.equal, before, after))
+
+
+def finished_mask() -> None:
+    """A forward pass over padded rows asks nothing of their mask."""
+    model = load_answer_model(Backbone(), SITES, seed=0).to("cuda")
+    data = runs.questions()
+    data.prepare_data()
+    data.setup("fit")
+    batch = next(iter(data.val_dataloader())).to("cuda")
+    with device.recording() as record, torch.no_grad():
+        model(batch)
+    assert record.number_of_operations > 50
+    assert not [line for line in record.lines() if "transformers" in line], record.lines()
+
+
 def benchmark(name: str) -> None:
     """A script that is meant for a GPU; nf4's kernels take raw pointers, so its layers stay as they are."""
     sys.path.insert(0, str(BENCHMARKS))
@@ -200,6 +224,8 @@ GROUPS: dict[str, dict[str, Callable[[], Any]]] = {
         "encoder_options": partial(encoders, False),
         "encoder_pairs": partial(encoders, True),
         "foreign": foreign,
+        "random_state": random_state,
+        "finished_mask": finished_mask,
     },
     "benchmarks": {name: partial(benchmark, name) for name in SCRIPTS},
 }
