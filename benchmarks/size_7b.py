@@ -87,10 +87,11 @@ def built(sizes: dict[str, int]) -> nn.Module:
     config = LlamaConfig(**{"vocab_size": VOCABULARY, "max_position_embeddings": 4096, "use_cache": False, **sizes})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    for path, linear in list(model.model.named_modules()):
-        if type(linear) is nn.Linear:
-            linear.weight = random_like(linear.weight, generator)
-            model.model.set_submodule(path, nf4(linear, torch.float32))
+    for path in [path for path, module in model.model.named_modules() if type(module) is nn.Linear]:
+        linear = model.model.get_submodule(path)  # one at a time: nobody holds what it was made from
+        linear.weight = random_like(linear.weight, generator)
+        model.model.set_submodule(path, nf4(linear, torch.float32))
+    del linear
     for module in model.modules():
         for name, value in list(module.named_parameters(recurse=False)):
             if value.is_meta:

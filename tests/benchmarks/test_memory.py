@@ -1,6 +1,7 @@
 """The arithmetic of what fits a card agrees with what others have measured, and the script it rests on runs."""
 
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,22 @@ def test_the_table_has_every_method_task_and_base(capsys: pytest.CaptureFixture[
         cells = [re.fullmatch(r"([\d.]+) / ([\d.]+): (\d+ GB|none)", cell.strip()) for cell in row.split("|")[2:-1]]
         assert len(cells) == len(memory_table.TASKS)
         assert all(cell is not None and float(cell[2]) < float(cell[1]) for cell in cells)
+
+
+def test_no_more_than_one_linear_map_is_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    import size_7b
+
+    whole, quantise = [], size_7b.nf4
+
+    def watched(linear, *rest):  # type: ignore[no-untyped-def]
+        assert not [one for one in whole if one() is not None]
+        whole.append(weakref.ref(linear))
+        return quantise(linear, *rest)
+
+    monkeypatch.setattr(size_7b, "nf4", watched)
+    size_7b.built({**size_7b.TINY, "num_hidden_layers": 2})
+    assert len(whole) == 14
 
 
 @pytest.mark.slow
