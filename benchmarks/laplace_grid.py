@@ -17,7 +17,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from laplace_study import TEMPERATURE, Posteriors, numbers, test
+from laplace_study import OTHERS, TEMPERATURE, Posteriors, numbers, test
 from measure import machine, quiet
 from study import configuration, overlays, run
 
@@ -106,7 +106,7 @@ def main() -> None:
             folders = {row: options.out / f"laplace_grid_{end}" / row / f"seed-{seed}" for row in rows}
             done = options.out / f"laplace_grid_{end}" / f"seed-{seed}.done"
             if not done.exists():
-                test(options, seed, trained / "checkpoints" / f"{end}.ckpt", Grid(folders))
+                test(options, seed, trained / "checkpoints" / f"{end}.ckpt", Grid(folders), OTHERS[:1])
                 done.touch()
             print(f"seed {seed}, {end}: done", flush=True)
     for end in CHECKPOINTS:

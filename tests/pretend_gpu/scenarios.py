@@ -86,6 +86,23 @@ def laplace_choices() -> None:
         own.test(module, datamodule=runs.questions(), verbose=False)
 
 
+def laplace_refitted() -> None:
+    """A refit with a precision for each factor, and with one by validation."""
+    for precision, groups, centre in ((3.0, "factor", "initial"), ("validation", "one", "zero")):
+        choice = Laplace(
+            precision=precision,
+            mean="refit",
+            prior_mean=centre,
+            groups=groups,
+            subset_of_weights="all",
+            directory="memory",
+        )
+        own = runs.trainer(Path(tempfile.mkdtemp()), choice)
+        module = plain(learning_rate=1e-2)
+        own.fit(module, datamodule=runs.questions())
+        own.test(module, datamodule=runs.questions(), verbose=False)
+
+
 def multiswag() -> None:
     """SWAG on a stack, and a mixture of finished runs."""
     every_stage(lambda: LoRAEnsemble(Backbone(), SITES, members=2), swag())
@@ -216,6 +233,7 @@ GROUPS: dict[str, dict[str, Callable[[], Any]]] = {
     "laplace": {
         **{structure: partial(laplace, structure) for structure in STRUCTURES},
         "choices": laplace_choices,
+        "refitted": laplace_refitted,
         "ensemble": partial(
             every_stage, lambda: LoRAEnsemble(Backbone(), SITES, members=2), lambda: [RunFolder(), Laplace(samples=3)]
         ),

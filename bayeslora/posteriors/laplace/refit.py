@@ -31,7 +31,7 @@ from torch import Tensor
 from bayeslora.errors import RunError, UsageError
 from bayeslora.posteriors.laplace.softmax import Labels, blocks_of, blockwise, weighted
 
-_STEPS, _HALVINGS, _DIGITS = 200, 40, 1e-13
+_STEPS, _HALVINGS, _DIGITS = 60, 40, 1e-13
 _TIGHT, _LOOSE = 1e-10, 1e-6  # gradient norms, against the length of the step from the prior: aimed at, accepted
 _FEW = 1e-2  # parameters that the data determine below which a group is said to follow its prior alone
 _REACH = 25.0  # of the logarithms of precisions around where the curvature is as large
@@ -93,8 +93,8 @@ class LinearisedModel:
             raise RunError(
                 f"the linearised network was not refitted under the prior precision {_shown(precisions)}: after "
                 f"{found.steps} Newton steps the gradient's norm is {found.gradient_norm:.1e}, logits are up to "
-                f"{found.rows.abs().max():.1e}. The optimum runs off where questions can be told apart and the prior "
-                "is too weak; give a larger precision, or mean='trained'"
+                f"{found.rows.abs().max().item():.1e}. The optimum runs off where questions can be told apart and the "
+                "prior is too weak; give a larger precision, or mean='trained'"
             )
         self._last = precisions.detach().clone(), found
         return found
@@ -279,7 +279,14 @@ def _factor(root: Tensor, present: Tensor, kernel: Tensor) -> Tensor:
     """The Cholesky factor of B."""
     matrix = weighted(root, present, kernel)
     matrix.diagonal().add_(1.0)
-    return torch.linalg.cholesky(matrix)
+    try:
+        return torch.linalg.cholesky(matrix)
+    except torch.linalg.LinAlgError as error:
+        size = matrix.diagonal().max().item()
+        raise RunError(
+            f"the linearised network was not refitted: the questions' curvature is {size:.1e} times the prior's, more "
+            "than float64 can tell apart. The prior is too weak; give a larger precision, or mean='trained'"
+        ) from error
 
 
 def _norm(coefficients: Tensor, kernel: Tensor) -> float:
