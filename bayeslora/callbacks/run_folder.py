@@ -46,7 +46,7 @@ class RunFolder(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._started = 0.0
+        self._started, self._trained = 0.0, False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note what is about to run."""
@@ -54,8 +54,19 @@ class RunFolder(L.Callback):
         _say_if_other_noise(trainer)
         self._note(trainer, {**_environment(), **_identity(trainer, pl_module)})
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note that there was something to train."""
+        self._trained = True
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note what it cost; save the posterior that a callback holds, or the module's own."""
+        if not self._trained:
+            rank_zero_warn(
+                f"nothing was left to train: the run has had its {trainer.max_epochs} epochs or {trainer.max_steps} "
+                "steps; raise --trainer.max_epochs (or max_steps) to train on"
+            )
         spent = _run_record(trainer).get("train_seconds", 0.0) + time.monotonic() - self._started
         self._note(trainer, {"train_seconds": round(spent, 3), "peak_bytes": _peak_bytes(trainer)})
         if isinstance(pl_module, MultipleChoiceModule) and trainer.is_global_zero:

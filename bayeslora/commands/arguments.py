@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bayeslora.errors import UsageError
+
 CONFIG = "--config"
 _SHORT = {"-c": CONFIG}
+_SEED = "--seed_everything"
 
 
 def taken(args: Sequence[str], names: Collection[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -32,14 +36,60 @@ def taken(args: Sequence[str], names: Collection[str]) -> tuple[dict[str, list[s
     return values, others
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Reads YAML whose mappings have every key once; the last of two would win without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; a key that is there already is an error that names it."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+        if twice is not None:
+            raise UsageError(
+                f"{self.name}, line {node.start_mark.line + 1}: the key {twice!r} is there twice; keep one"
+            )
+        return super().construct_mapping(node, deep)
+
+
+def check_files(files: Sequence[str]) -> None:
+    """Refuse configuration files that are no text, no YAML, or say one thing twice, before anything else is read.
+
+    Args:
+        files: Configuration files; one that does not exist is left to the parser.
+
+    Raises:
+        UsageError: naming the file.
+    """
+    for file in files:
+        if not Path(file).is_file():
+            continue
+        try:
+            with Path(file).open(encoding="utf-8") as stream:
+                yaml.load(stream, _OnceLoader)
+        except UnicodeDecodeError:
+            raise UsageError(f"{file} is not in UTF-8; save it as UTF-8 text") from None
+        except yaml.YAMLError as error:
+            raise UsageError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from None
+
+
 def configurations_first(args: Sequence[str]) -> list[str]:
     """The same arguments with every configuration file in front, so that options beat files wherever they stand.
 
     Args:
         args: A subcommand and its arguments.
+
+    Raises:
+        UsageError: a file that cannot be read as YAML.
     """
     own, others = taken(args[1:], (CONFIG,))
-    return [args[0], *configs(own[CONFIG]), *others]
+    check_files(own[CONFIG])
+    return [args[0], *configs(own[CONFIG]), *_drawn_seed(others)]
+
+
+def _drawn_seed(args: list[str]) -> list[str]:
+    """The same arguments with a seed in place of ``--seed_everything true``, which asks Lightning for any."""
+    seeds, others = taken(args, (_SEED,))
+    drawn = [str(secrets.randbelow(2**31)) if seed.lower() == "true" else seed for seed in seeds[_SEED]]
+    return [*others, *(f"{_SEED}={seed}" for seed in drawn)]
 
 
 def callback(class_path: str, files: Sequence[str]) -> list[str]:

@@ -54,9 +54,33 @@ def _condense(message: str) -> str:
         key, kind, value = expected[-1]
         kind = kind.removeprefix("<class '").removesuffix("'>")
         return f"{key} is {value}; allowed: {kind}"
+    if union := re.search(
+        r'Parser key "([^"]+)": Does not validate against any of the Union.*Given value: (.+?)$', text
+    ):
+        return f"{union[1]} is {union[2]}; allowed: {_kinds(text)}"
+    if missing := re.search(r"the following arguments are required: (.+)", text):
+        return f"{missing[1]} is not given; give -c CONFIG, for example -c configs/quickstart.yaml, or the options"
+    if "Unexpected config" in text:
+        return "a configuration file is empty, or holds no options; give -c a YAML file such as configs/quickstart.yaml"
+    if "enable_checkpointing=False" in text:
+        return (
+            "enable_checkpointing is false, but a run is resumed and tested by its checkpoints; leave it out, or use "
+            "--trainer.fast_dev_run for a trial that leaves nothing"
+        )
     if "backend found" in text:
         return f"{text.rstrip('!')} on this machine; give --trainer.accelerator cpu, or run where there is one"
     return text
+
+
+def _kinds(text: str) -> str:
+    """The kinds of values that a parser's message about a union lists, in a user's words."""
+    listed = re.search(r"Subtypes: \[(.+?)\] Errors", text)
+    kinds = listed[1] if listed else ""
+    choices = [choice for group in re.findall(r"Literal\[(.+?)\]", kinds) for choice in group.split(", ")]
+    words = {"<class 'int'>": "a whole number", "<class 'float'>": "a number", "<class 'str'>": "text"}
+    words |= {"<class 'bool'>": "true or false", "<class 'NoneType'>": "null"}
+    plain = [word for kind, word in words.items() if kind in kinds]
+    return ", ".join(dict.fromkeys([*(choice.strip("'") for choice in choices), *plain])) or kinds
 
 
 def quiet() -> None:
@@ -64,6 +88,9 @@ def quiet() -> None:
     import transformers
 
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    # At every resume and every test of a run that was moved; both are what was asked for.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*is deprecated")
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")

@@ -268,7 +268,13 @@ class MultipleChoiceModule(L.LightningModule):
 
     def scheduled(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """An optimiser with the warm-up and decay of this run, as the trainer takes it."""
-        scheduler = self.optimisation.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise UsageError(
+                "the learning rate's decay needs the length of the run, which max_epochs -1 does not tell; give "
+                "max_epochs or max_steps (max_time may end it earlier)"
+            )
+        scheduler = self.optimisation.schedule(optimizer, int(total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # --- checkpoints ---------------------------------------------------------------------------------------------

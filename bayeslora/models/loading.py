@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bayeslora.errors import UsageError, require, require_choice
-from bayeslora.models.pretrained import cannot_load, resolve_pretrained
+from bayeslora.models.pretrained import ADAPTER_CONFIG, cannot_load, resolve_pretrained
 from bayeslora.models.sites import ADAPTER, SiteContext, install_sites, plain_name
 from bayeslora.streams import generator, stream
 
 if TYPE_CHECKING:
     from bayeslora.models.answer_model import AnswerModel
 
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 CHOICES = {
     "quantization": ("none", "8bit", "4bit"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
@@ -78,6 +80,7 @@ class LoRA:
     def __post_init__(self) -> None:
         """Refuse ranks and rates out of range."""
         require("lora.r", self.r, self.r >= 1, "1 or more")
+        require("lora.alpha", self.alpha, self.alpha > 0, "above 0")
         require("lora.dropout", self.dropout, 0 <= self.dropout < 1, "0 up to, not including, 1")
 
 
@@ -267,12 +270,23 @@ def _fresh_adapter(base: nn.Module, backbone: Backbone, lora: LoRA) -> nn.Module
         modules_to_save=None if task == "CAUSAL_LM" else _head_names(base),
         revision=backbone.revision,
     )
+    _refuse_unmatched(base, lora.target_modules)
     try:
         network = peft.get_peft_model(base, config, adapter_name=ADAPTER)
     except ValueError as error:
-        raise UsageError(f"lora.target_modules {lora.target_modules} do not fit: {_first_line(error)}") from error
+        few = "" if lora.target_modules != "all-linear" else "; give names such as [q_proj, v_proj]"
+        raise UsageError(f"lora.target_modules {lora.target_modules} do not fit: {_first_line(error)}{few}") from error
     config.base_model_name_or_path = backbone.pretrained  # as the user named it, not where it was found
     return network
+
+
+def _refuse_unmatched(base: nn.Module, targets: list[str] | str) -> None:
+    """Refuse a target that no layer of the base has: peft would train the others without a word."""
+    linear = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)}
+    names = {name for name, _ in base.named_modules()}
+    for target in [] if isinstance(targets, str) else targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise UsageError(f"lora.target_modules has {target!r}; allowed: {', '.join(sorted(linear))}, or all-linear")
 
 
 def _head_names(base: nn.Module) -> list[str]:
@@ -289,10 +303,7 @@ def _existing_adapter(base: nn.Module, backbone: Backbone, own: tuple[str, ...])
     import peft
 
     folder = str(backbone.adapter)
-    if not (Path(folder) / peft.utils.CONFIG_NAME).exists():
-        raise UsageError(
-            f"backbone.adapter {folder} has no {peft.utils.CONFIG_NAME}; give the folder of a peft adapter"
-        )
+    _check_adapter_folder(Path(folder))
     config = peft.PeftConfig.from_pretrained(folder)
     if not isinstance(config, peft.LoraConfig):
         raise UsageError(f"backbone.adapter {folder} is of type {config.peft_type}; allowed: LORA")
@@ -304,6 +315,8 @@ def _existing_adapter(base: nn.Module, backbone: Backbone, own: tuple[str, ...])
     try:
         network = kind(base, config, ADAPTER)
         found = network.load_adapter(folder, ADAPTER, is_trainable=True)  # unlike from_pretrained, it says what fitted
+    except SafetensorError as error:
+        raise UsageError(f"backbone.adapter {folder} is damaged ({_first_line(error)}); restore it") from error
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"backbone.adapter {folder} does not fit {backbone.pretrained}: {_first_line(error)}"
@@ -319,6 +332,16 @@ def _existing_adapter(base: nn.Module, backbone: Backbone, own: tuple[str, ...])
         if parameter.requires_grad and not parameter.isfinite().all():
             raise UsageError(f"backbone.adapter {folder} is damaged: {plain_name(name)} is not finite; restore it")
     return network
+
+
+def _check_adapter_folder(folder: Path) -> None:
+    """Refuse a folder that is no peft adapter, saying what it is instead."""
+    if not (folder / ADAPTER_CONFIG).exists():
+        inner = sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
+        where = f"; {inner[0]} has one" if inner else "; give the folder of a peft adapter"
+        raise UsageError(f"backbone.adapter {folder} has no {ADAPTER_CONFIG}{where}")
+    if not any((folder / name).is_file() for name in _ADAPTER_WEIGHTS):
+        raise UsageError(f"backbone.adapter {folder} has no {_ADAPTER_WEIGHTS[0]}, the weights; restore it")
 
 
 def _first_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from bayeslora.errors import UsageError
 
 EMBEDDED = "embedded"
+ADAPTER_CONFIG = "adapter_config.json"  # what tells a peft adapter's folder
 
 
 def resolve_pretrained(name: str) -> str:
@@ -16,6 +17,11 @@ def resolve_pretrained(name: str) -> str:
 
 def cannot_load(what: str, name: str, error: Exception) -> UsageError:
     """The refusal of a model or tokenizer that does not load: damaged where it lies, or not found anywhere."""
+    if (Path(name) / ADAPTER_CONFIG).exists() and not (Path(name) / "config.json").exists():
+        return UsageError(
+            f"{name} is a peft adapter, not a {what}; give --model.backbone.adapter {name}, and "
+            "--model.backbone.pretrained the base it was trained on"
+        )
     if Path(name).exists():
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return UsageError(f"cannot load a {what} from {name}: {reason}")

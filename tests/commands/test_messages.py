@@ -1,0 +1,88 @@
+"""What a user did is answered in one line that says what was given, what is allowed, and what to do."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bayeslora.cli import main
+from tests.test_cli import arguments, refused
+from tests.test_resume import questions
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return questions(tmp_path_factory.mktemp("messages") / "data")
+
+
+@pytest.fixture(scope="module")
+def run(data: Path) -> Path:
+    root = data.parent / "run"
+    assert main(arguments("fit", root, data)) == 0
+    return root
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "empty"),
+        (b"seed_everything: 1\nseed_everything: 2\n", "the key 'seed_everything' is there twice"),
+        ("seed_everything: 1\n".encode("utf-16"), "not in UTF-8"),
+        (b"model: [\n", "no valid YAML"),
+    ],
+)
+def test_a_configuration_that_is_none(content: bytes, part: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "c.yaml").write_bytes(content)
+    refused(capsys, ["fit", "-c", str(tmp_path / "c.yaml")], part)
+
+
+@pytest.mark.parametrize(
+    ("option", "part"),
+    [
+        ("--trainer.precision=fp16", "trainer.precision is fp16; allowed: 64, 32, 16,"),
+        ("--trainer.max_epochs=1.5", "trainer.max_epochs is 1.5; allowed: a whole number, null"),
+        ("--trainer.enable_checkpointing=false", "--trainer.fast_dev_run"),
+        ("--model.lora.alpha=0", "lora.alpha is 0.0; allowed: above 0"),
+        ("--model.lora.target_modules=[q_proj,vproj]", "'vproj'; allowed: down_proj, gate_proj"),
+    ],
+)
+def test_an_option_that_is_not_allowed(
+    option: str, part: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    refused(capsys, arguments("fit", tmp_path / "run", data, option), part)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_without_a_length(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    endless = ["--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:02"]
+    refused(capsys, arguments("fit", tmp_path / "run", data, *endless), "max_steps", "max_time may end it earlier")
+
+
+def test_nothing_is_asked_for(capsys: pytest.CaptureFixture) -> None:
+    refused(capsys, ["fit"], "give -c CONFIG")
+
+
+def test_any_seed_will_do(data: Path, tmp_path: Path) -> None:
+    assert main(arguments("fit", tmp_path / "run", data, "--seed_everything=true")) == 0
+    assert "seed_everything: true" not in (tmp_path / "run" / "fit-config.yaml").read_text()
+
+
+def test_a_run_that_is_at_its_end_says_so(run: Path, data: Path) -> None:
+    with pytest.warns(UserWarning, match=r"nothing was left to train: .* raise --trainer.max_epochs") as said:
+        assert main(arguments("fit", run, data, "--ckpt_path=last")) == 0
+    assert not any("is not empty" in str(warning.message) for warning in said)
+
+
+def test_adapters_that_are_none(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def refuse(option: str, *parts: str) -> None:
+        refused(capsys, arguments("fit", tmp_path / "run", data, option), *parts)
+
+    adapter = run / "posterior"
+    refuse(f"--model.backbone.pretrained={adapter}", "is a peft adapter", f"--model.backbone.adapter {adapter}")
+    shutil.copytree(adapter, tmp_path / "named" / "default")
+    refuse(f"--model.backbone.adapter={tmp_path / 'named'}", f"{tmp_path / 'named' / 'default'} has one")
+    weights = tmp_path / "named" / "default" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    refuse(f"--model.backbone.adapter={weights.parent}", "is damaged")
+    weights.unlink()
+    refuse(f"--model.backbone.adapter={weights.parent}", "has no adapter_model.safetensors")
