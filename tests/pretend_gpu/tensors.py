@@ -259,7 +259,7 @@ def _note_waits(func: Any, name: str, args: Any, kwargs: dict[str, Any], cuda: l
     )
     if sized or masks:
         note("shape", func)
-    if name.startswith(("linalg_", "_linalg")):
+    if name.startswith(("linalg_", "_linalg")) and name not in ("linalg_vector_norm", "linalg_cross"):
         note("linalg", func)
     if name == "_to_copy" and kwargs.get("device") is not None and not is_cuda(kwargs["device"]):
         note("to_cpu", func)

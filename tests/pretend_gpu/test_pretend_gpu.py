@@ -70,6 +70,8 @@ def counted(act):
 
 assert counted(lambda: (cuda * 2)[0].t()) == ({"mul": 1}, {})
 assert counted(lambda: cuda.sum().item()) == ({"sum": 1, "_local_scalar_dense": 1}, {"value": 1})
+assert counted(lambda: torch.linalg.vector_norm(cuda)) == ({"linalg_vector_norm": 1}, {})  # a sum, no factorisation
+assert counted(lambda: torch.linalg.cholesky(torch.eye(2, device="cuda")))[1]["linalg"] == 1
 assert counted(lambda: cuda[cuda > 0])[1] == {"shape": 1}
 assert counted(lambda: cpu.to("cuda"))[1] == {"to_gpu": 1}
 assert counted(lambda: cpu.to("cuda", non_blocking=True))[1] == {"to_gpu": 1}  # from pageable memory: it waits
