@@ -20,6 +20,7 @@ from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, Samples
 
 OPTIMISERS = ("one", "two")
+KL_OVER = ("mean", "draws")
 RELEASE_FACTOR = 1e-6  # on the KL, beside one over the number of sites
 
 
@@ -30,10 +31,13 @@ class CLoRAModule(MultipleChoiceModule):
 
     .. math:: L = \frac{1}{|b|} \sum_{i \in b} -\log p(y_i \mid x_i, E) + w \sum_l KL(q(E^l \mid x) \| N(0, \beta^2))
 
-    under one draw of every E. A row's divergence is the mean over its real tokens. Its gradient reaches the contextual
-    modules alone: A and B follow the likelihood, as the paper has it. Every question has an E of its own, so that the
-    evidence lower bound holds its divergence once: w is ``kl_weight`` (``constant``), 1 for the paper's bound and below
-    1 for a tempered one, or moves about that within every epoch (``cyclic``, see
+    under one draw of every E. Its gradient reaches the contextual modules alone: A and B follow the likelihood, as the
+    paper has it. Every question has E's of its own, so that the evidence lower bound holds the divergence of each E
+    that is drawn once: with ``context`` ``sequence`` and ``last`` that is one a site, and w = 1 is the bound. With
+    ``token`` and ``free`` every one of T tokens draws its own, and ``kl_over`` says what a row's divergence is:
+    ``mean`` over its real tokens, which at w = 1 is the bound with a divergence tempered by 1/T and no bound on the
+    evidence, or ``draws``, their sum, with which w = 1 is the bound here too. w is ``kl_weight`` (``constant``), or
+    moves about that within every epoch (``cyclic``, see
     :func:`~bayeslora.lightning_modules.kl_schedule.cyclic_share`). ``release`` is what its authors' code does: the sum
     over all tokens, padding included, times 1e-6 over the number of sites, in the release's own cycle, with a gradient
     that reaches A and B too.
@@ -51,7 +55,8 @@ class CLoRAModule(MultipleChoiceModule):
         init: ``lora`` starts at plain LoRA, E the identity; ``release`` as the authors' code.
         init_std: Standard deviation of E's entries at the start, with ``lora``; between 0 and 1.
         beta: Standard deviation of the prior on E's entries.
-        kl_weight: Factor on a question's divergence; 1 is the paper's bound, below 1 it is tempered.
+        kl_weight: Factor w on a question's divergence; what 1 means depends on ``context`` and ``kl_over``, see above.
+        kl_over: ``mean`` or ``draws``: a row's divergence where every token draws an E of its own.
         kl_schedule: ``constant``, ``cyclic`` or ``release``.
         nll_scale: Factor on the negative log-likelihood; the release doubles or quadruples it for some tasks.
         optimisers: ``one``: AdamW for all. ``two``, as released: AdamW for A and B, SGD for the contextual modules,
@@ -75,6 +80,7 @@ class CLoRAModule(MultipleChoiceModule):
         init_std: float = 0.05,
         beta: float = 0.2,
         kl_weight: float = 1.0,
+        kl_over: str = "mean",
         kl_schedule: str = "constant",
         nll_scale: float = 1.0,
         optimisers: str = "one",
@@ -86,6 +92,7 @@ class CLoRAModule(MultipleChoiceModule):
         require_choice("context", context, CONTEXTS)
         require_choice("init", init, INITS)
         require_choice("kl_schedule", kl_schedule, (*KINDS, RELEASE))
+        require_choice("kl_over", kl_over, KL_OVER)
         require_choice("optimisers", optimisers, OPTIMISERS)
         require("width", width, width >= 1, "1 or more")
         require("init_std", init_std, 0 < init_std < 1, "between 0 and 1")
@@ -99,6 +106,7 @@ class CLoRAModule(MultipleChoiceModule):
         self.contextual_learning_rate, self.context, self.width = rate, context, width
         self.init, self.init_std, self.beta = init, init_std, beta
         self.kl_kind, self.kl_weight, self.nll_scale = kl_schedule, kl_weight, nll_scale
+        self.kl_over = RELEASE if kl_schedule == RELEASE else kl_over
         self.samples, self.coherent = samples, coherent
         self.optimisers, self.automatic_optimization = optimisers, optimisers == "one"
         self.contextual: ContextualSites = None  # type: ignore[assignment]  # until configure_model
@@ -176,7 +184,7 @@ class CLoRAModule(MultipleChoiceModule):
         """Negative log-likelihood under one draw of E, and the weighted divergence from the prior."""
         with self.contextual.recording():
             nll = self.nll(batch, self.training_noise())
-        kl = self.contextual.divergence(batch.attention_mask, self.beta, self.kl_kind == RELEASE)
+        kl = self.contextual.divergence(batch.attention_mask, self.beta, self.kl_over)
         self.log("train/kl", kl.detach(), batch_size=len(batch))
         return self.nll_scale * nll + self.kl_schedule.weight(self._micro_step) * kl
 

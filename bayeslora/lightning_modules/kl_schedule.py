@@ -74,7 +74,8 @@ class KLSchedule:
         r"""The evidence lower bound over an epoch's batches.
 
         With N questions in M batches, the losses :math:`\text{mean NLL} + w_i KL` of an epoch add up to M/N times
-        :math:`\sum_n NLL_n + \text{weight} \cdot KL`: the bound itself at weight 1, a tempered one otherwise.
+        :math:`\sum_n NLL_n + \text{weight} \cdot KL`: the bound itself at weight 1, a tempered one otherwise
+        (``cyclic``: but for one part in :math:`2^{M+1} - 1` of the KL).
 
         Args:
             kind: ``constant`` or ``cyclic``.

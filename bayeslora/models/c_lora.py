@@ -201,18 +201,21 @@ class ContextualSites:
             for module in self.modules.values():
                 module.recording = False
 
-    def divergence(self, mask: Tensor, prior_std: float, release: bool = False) -> Tensor:
+    def divergence(self, mask: Tensor, prior_std: float, over: str = "mean") -> Tensor:
         r"""KL of E's law from N(0, beta^2) at the contexts of the last recorded pass, summed over sites, in nats.
 
         Args:
             mask: Which tokens are real ``[R, T]``.
             prior_std: beta.
-            release: False: a row's divergence is the mean over its real tokens, the result the mean over rows, and its
-                gradient reaches the contextual modules alone, as the paper has it. True: the sum over rows and tokens,
-                padding included, and the gradient flows on into A, B and the layers below, as in the release.
+            over: ``mean`` and ``draws``: the result is the mean over rows, and its gradient reaches the contextual
+                modules alone, as the paper has it. Where every token draws an E of its own, a row's divergence is the
+                mean over its real tokens, or, with ``draws``, their sum: one divergence for each E that is drawn.
+                ``release``: the sum over rows and tokens, padding included, and the gradient flows on into A, B and the
+                layers below, as in the release.
         """
+        release = over == "release"
         total = mask.new_zeros((), dtype=torch.float32)
-        share = mask / mask.sum(-1, keepdim=True) / len(mask)
+        share = mask / len(mask) if over == "draws" else mask / mask.sum(-1, keepdim=True) / len(mask)
         for module in self.modules.values():
             context, module.recorded = module.recorded, None
             assert context is not None  # every site is met in a pass

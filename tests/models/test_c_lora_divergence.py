@@ -12,10 +12,10 @@ from tests.models.test_answer_model import one
 from tests.models.test_c_lora import contextual
 
 
-def kl_of(model: AnswerModel, sites: ContextualSites, batch: AnswerBatch, release: bool = False) -> Tensor:
+def kl_of(model: AnswerModel, sites: ContextualSites, batch: AnswerBatch, over: str = "mean") -> Tensor:
     with sites.recording():
         model(batch, Samples(draws=torch.tensor([4])))
-    return sites.divergence(batch.attention_mask, 0.2, release)
+    return sites.divergence(batch.attention_mask, 0.2, over)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -23,7 +23,7 @@ def test_padding_does_not_change_the_divergence_but_the_releases(llama: str, con
     model, sites = contextual(llama, context)
     batches = [label_token_batch([5, 9], [4, 3], extra_padding=extra) for extra in (0, 6)]
     torch.testing.assert_close(*(kl_of(model, sites, batch) for batch in batches), atol=1e-4, rtol=1e-4)
-    plain, padded = (kl_of(model, sites, batch, release=True) for batch in batches)
+    plain, padded = (kl_of(model, sites, batch, "release") for batch in batches)
     assert padded > plain * 1.2 or context != "token"
 
 
@@ -48,6 +48,23 @@ def test_divergence_adds_up_over_sites_and_tokens(llama: str) -> None:
     torch.testing.assert_close(sites.divergence(batch.attention_mask, 0.2), expected)
 
 
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_the_bound_holds_the_divergence_of_every_e_that_is_drawn(llama: str, context: str) -> None:
+    """Padded rows of 5 and 9 tokens: one divergence a real token where each draws an E, one a row where a row does."""
+    model, sites = contextual(llama, context)
+    batch = label_token_batch([5, 9], [4, 3])
+    with sites.recording():
+        model(batch)
+    expected = torch.zeros(())
+    for made in sites.modules.values():
+        mean, rho = made.law(made.recorded)
+        law = torch.distributions.Normal(mean, torch.sigmoid(rho) ** 2)
+        values = torch.distributions.kl_divergence(law, torch.distributions.Normal(0, 0.2)).sum(-1)  # [R, draws]
+        real = batch.attention_mask if values.shape == batch.attention_mask.shape else torch.ones_like(values)
+        expected = expected + (values * real).sum(-1).mean()
+    torch.testing.assert_close(sites.divergence(batch.attention_mask, 0.2, "draws"), expected)
+
+
 def test_a_run_in_mixed_precision_has_the_divergence_in_single(llama: str) -> None:
     model, sites = contextual(llama)
     batch, found = label_token_batch([5, 9], [4, 3]), []
@@ -61,13 +78,13 @@ def test_a_run_in_mixed_precision_has_the_divergence_in_single(llama: str) -> No
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_whom_the_divergences_gradient_reaches(llama: str, checkpointing: bool) -> None:
-    for release in (False, True):
+    for over in ("mean", "draws", "release"):
         model, sites = contextual(llama, gradient_checkpointing=checkpointing)
         model.train()
-        kl_of(model, sites, label_token_batch([5, 9], [4, 3]), release).backward()
+        kl_of(model, sites, label_token_batch([5, 9], [4, 3]), over).backward()
         reached = {name for name, p in model.trainable().items() if p.grad is not None and p.grad.abs().max() > 0}
         parts = {kind: {n for n in model.trainable() if f".lora_{kind}." in n} for kind in "ABE"}
-        if release:  # every A, and the B's that some site lies above
+        if over == "release":  # every A, and the B's that some site lies above
             assert parts["A"] | parts["E"] <= reached
             assert parts["B"] & reached
         else:
@@ -82,7 +99,7 @@ def test_checkpointing_changes_no_gradient(llama: str) -> None:
         batch = label_token_batch([5, 9], [4, 3])
         with sites.recording():
             logits = model(batch, Samples(draws=torch.tensor([4]))).logits
-        kl = sites.divergence(batch.attention_mask, 0.2, release=True)
+        kl = sites.divergence(batch.attention_mask, 0.2, "release")
         model(batch, Samples(draws=torch.tensor([5])))  # a later pass must not disturb the recomputation
         (torch.nn.functional.cross_entropy(logits[0], batch.label) + kl).backward()
         found.append({name: p.grad for name, p in model.trainable().items()})
