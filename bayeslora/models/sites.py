@@ -220,4 +220,7 @@ def _refuse_variants(network: nn.Module) -> None:
             variants.add("parameter (mixture-of-experts) LoRA")
         if variants:
             kinds = ", ".join(sorted(variants))
-            raise UsageError(f"{path} uses {kinds}; allowed: plain LoRA on linear layers. Train a plain LoRA adapter.")
+            raise UsageError(
+                f"{path} uses {kinds}; allowed: plain LoRA on linear layers. Name them, for example "
+                "--model.lora.target_modules [q_proj, v_proj], or train a plain LoRA adapter"
+            )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bayeslora.cli import main
+from bayeslora.errors import UsageError
 from tests.test_cli import arguments, refused
 from tests.test_resume import questions
 
@@ -86,3 +87,17 @@ def test_adapters_that_are_none(run: Path, data: Path, tmp_path: Path, capsys: p
     refuse(f"--model.backbone.adapter={weights.parent}", "is damaged")
     weights.unlink()
     refuse(f"--model.backbone.adapter={weights.parent}", "has no adapter_model.safetensors")
+
+
+def test_a_mixture_of_experts_is_told_which_layers_to_name(tmp_path: Path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from bayeslora import Backbone, LoRA
+    from bayeslora.models.loading import load_answer_model
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}
+    MixtralForCausalLM(MixtralConfig(**sizes, **heads)).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"target_modules \[q_proj, v_proj\]"):
+        load_answer_model(Backbone(pretrained=str(tmp_path)), LoRA(r=2), 0)
+    load_answer_model(Backbone(pretrained=str(tmp_path)), LoRA(r=2, target_modules=["q_proj", "v_proj"]), 0)
