@@ -54,8 +54,8 @@ class AnswerBatch:
         return len(self.label)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> AnswerBatch:
-        """The same batch on another device."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The same batch on another device. What lies in page-locked memory is sent without waiting for the device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking or tensor.is_pinned()))
 
     def pin_memory(self) -> AnswerBatch:
         """The same batch in page-locked memory."""

@@ -105,12 +105,13 @@ class ContextualModule(nn.Module):
         state = self.sites.state
         if state.keys is None or state.positions is None:
             return _times(mean, z)
-        first = torch.ones_like(state.positions[:, :1])
-        if state.coherent or self.context in ("sequence", "last"):
-            noise = normal(state.keys, first, self.number, self.rank**2)
+        one_each = state.coherent or self.context in ("sequence", "last")
+        tokens = self.sites.noisy_tokens(one_each or z.shape[1] != state.positions.shape[1])
+        assert tokens is not None  # there are keys
+        if one_each:
+            noise = normal(tokens, self.number, self.rank**2)
             return _times(mean + torch.sigmoid(rho).square() * noise.to(z.dtype), z)
-        positions = state.positions if z.shape[1] == state.positions.shape[1] else first
-        noise = normal(state.keys, positions, self.number, self.rank)
+        noise = normal(tokens, self.number, self.rank)
         variance = _times(_variance(rho), z.square())
         floor = torch.finfo(variance.dtype).tiny  # the root's slope at zero is infinite
         return _times(mean, z) + variance.clamp(min=floor).sqrt() * noise.to(z.dtype)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import UsageError
-from bayeslora.models.noise import keep_mask, signs
+from bayeslora.models.noise import KnownSites, Tokens, keep_mask, signs
 
 ADAPTER = "default"
 _SIGNS = 1 << 24  # tells the streams of signs from those of dropout
@@ -45,6 +45,19 @@ class SiteState:
     coherent: bool = False
     mask: Tensor | None = None
     dropout: bool = True
+    tokens: dict[bool, Tokens] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def noisy_tokens(self, last: bool, known: KnownSites) -> Tokens | None:
+        """All tokens to draw noise for, or the ``last`` of each row alone; None where there is no noise.
+
+        It is one object for the whole pass and its recomputation.
+        """
+        if self.keys is None or self.positions is None:
+            return None
+        if last not in self.tokens:
+            positions = torch.ones_like(self.positions[:, :1]) if last else self.positions
+            self.tokens[last] = Tokens(self.keys, positions, known)
+        return self.tokens[last]
 
 
 class SiteContext:
@@ -52,6 +65,11 @@ class SiteContext:
 
     def __init__(self) -> None:
         self.state = SiteState()
+        self._known = {last: KnownSites() for last in (False, True)}
+
+    def noisy_tokens(self, last: bool) -> Tokens | None:
+        """What noise is drawn for in this pass: all tokens, or the ``last`` of each row; None for no noise."""
+        return self.state.noisy_tokens(last, self._known[last])
 
     def using(self, state: SiteState) -> _Using:
         """Within the block, sites act on ``state``."""
@@ -105,7 +123,7 @@ class SiteLinear(nn.Linear):
     def _flipped(self, x: Tensor, perturbation: Tensor, rows: Tensor | None) -> Tensor:
         """What a perturbation ``[S, out, in]`` adds to the output."""
         arriving, leaving = (
-            _signs(self.context.state, x, 2 * self.site + side, n) for side, n in enumerate(perturbation.shape[:0:-1])
+            _signs(self.context, x, 2 * self.site + side, n) for side, n in enumerate(perturbation.shape[:0:-1])
         )
         if rows is not None:
             perturbation, leaving = perturbation[:, rows], leaving[..., rows]
@@ -146,25 +164,19 @@ class SiteDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """``input [N, T, D]`` or, at the answer position, ``[N, D]``."""
-        state = self.context.state
-        keys, positions = state.keys, state.positions
-        if keys is None or positions is None or self.p == 0 or not state.dropout:
+        tokens = self.context.noisy_tokens(input.dim() == 2)
+        if tokens is None or self.p == 0 or not self.context.state.dropout:
             return input
-        keep = keep_mask(keys, _positions(positions, input), self.site, input.shape[-1], self.p)
+        keep = keep_mask(tokens, self.site, input.shape[-1], self.p)
         return input * keep.to(input.dtype).div_(1 - self.p).view_as(input)
 
 
-def _positions(positions: Tensor, x: Tensor) -> Tensor:
-    """Positions ``[N, T]`` of activations ``[N, T, D]``, or ``[N, 1]`` of those at the answer position ``[N, D]``."""
-    return torch.ones_like(positions[:, :1]) if x.dim() == 2 else positions
-
-
-def _signs(state: SiteState, x: Tensor, stream: int, channels: int) -> Tensor:
+def _signs(context: SiteContext, x: Tensor, stream: int, channels: int) -> Tensor:
     """Signs -1 and 1 for ``channels`` channels of every token of ``x``, in its dtype."""
-    keys, positions = state.keys, state.positions
-    if keys is None or positions is None:
+    tokens = context.noisy_tokens(x.dim() == 2)
+    if tokens is None:
         raise ValueError("perturbations need noise keys")
-    flips = signs(keys, _positions(positions, x), _SIGNS + stream, channels)
+    flips = signs(tokens, _SIGNS + stream, channels)
     return flips.to(x.dtype).mul_(2).sub_(1).reshape(*x.shape[:-1], channels)
 
 

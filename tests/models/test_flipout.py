@@ -5,7 +5,7 @@ import torch
 
 from bayeslora.models.blob import perturbed
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model
-from bayeslora.models.noise import positions_from_last, signs
+from bayeslora.models.noise import Tokens, positions_from_last, signs
 from bayeslora.models.sites import SiteContext, SiteLinear, SiteState
 from bayeslora.posteriors.mean_field import normal_kl
 from bayeslora.types import Samples
@@ -20,7 +20,7 @@ def site(weight: torch.Tensor) -> SiteLinear:
 
 def test_signs_are_fair_and_independent() -> None:
     keys = torch.arange(500) * 7919 + 3
-    flips = signs(keys, torch.arange(1, 21).expand(500, -1), 5, 70).double() * 2 - 1
+    flips = signs(Tokens(keys, torch.arange(1, 21).expand(500, -1)), 5, 70).double() * 2 - 1
     assert flips.shape == (500, 20, 70)
     flat = flips.flatten(0, 1)
     assert flat.mean(0).abs().max() < 4.5 / 100  # 10,000 tokens

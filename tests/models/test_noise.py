@@ -3,10 +3,22 @@
 import math
 from dataclasses import replace
 
+import pytest
 import torch
 
+from bayeslora.models import noise as noise_of
 from bayeslora.models.fan_out import site_state
-from bayeslora.models.noise import keep_mask, normal, positions_from_last, row_hash, row_keys, uniform
+from bayeslora.models.noise import (
+    KnownSites,
+    Tokens,
+    keep_mask,
+    normal,
+    positions_from_last,
+    random_bits,
+    row_hash,
+    row_keys,
+    uniform,
+)
 from bayeslora.streams import generator, stream
 from bayeslora.types import Samples
 from tests.conftest import label_token_batch
@@ -16,7 +28,7 @@ def _noise(lengths, draws=(0,), seed=1, extra_padding=0, site=3, channels=32):
     batch = label_token_batch(lengths, [4] * len(lengths), extra_padding=extra_padding)
     samples = Samples(draws=torch.tensor(draws), seed=seed)
     positions = positions_from_last(batch.attention_mask).repeat(len(draws), 1)
-    return uniform(row_keys(batch, samples), positions, site, channels)
+    return uniform(Tokens(row_keys(batch, samples), positions), site, channels)
 
 
 def test_noise_is_uniform_and_uncorrelated() -> None:
@@ -69,22 +81,22 @@ def test_global_random_state_is_left_alone() -> None:
 
 def test_dropout_keeps_what_is_above_its_rate() -> None:
     keys, positions = torch.arange(40) * 7919, torch.arange(30).expand(40, -1)
-    noise = uniform(keys, positions, 2, 64)
+    noise = uniform(Tokens(keys, positions), 2, 64)
     for rate in (0.05, 0.3, 0.9):
-        keep = keep_mask(keys, positions, 2, 64, rate)
+        keep = keep_mask(Tokens(keys, positions), 2, 64, rate)
         assert torch.equal(keep, noise >= math.floor(rate * 2**24) / 2**24)
         assert abs(keep.float().mean() - (1 - rate)) < 5 * (rate * (1 - rate) / keep.numel()) ** 0.5
 
 
 def test_normal_noise_is_normal() -> None:
     keys, positions = torch.arange(200) * 7919, torch.arange(40).expand(200, -1)
-    noise = normal(keys, positions, 3, 32).flatten().double().sort().values
+    noise = normal(Tokens(keys, positions), 3, 32).flatten().double().sort().values
     n = len(noise)
     reference = torch.distributions.Normal(0.0, 1.0).cdf(noise)
     distance = (reference - torch.arange(1, n + 1) / n).abs().max()  # Kolmogorov and Smirnov's
     assert distance < 1.95 / n**0.5  # 0.1 %
     assert noise.abs().max() < 5.5
-    tokens = normal(keys, positions, 3, 32).flatten(0, 1)
+    tokens = normal(Tokens(keys, positions), 3, 32).flatten(0, 1)
     assert (torch.corrcoef(tokens.T) - torch.eye(32)).abs().max() < 5 / len(tokens) ** 0.5
 
 
@@ -92,13 +104,13 @@ def test_coherent_draws_are_the_same_for_all_rows_and_positions() -> None:
     first, second = (label_token_batch(lengths, [4] * len(lengths), seed=len(lengths)) for lengths in ([5, 9], [7] * 3))
     samples = Samples(draws=torch.arange(4), seed=1, coherent=True)
     states = [site_state(batch, samples) for batch in (first, second)]
-    noise = [normal(state.keys, state.positions, 3, 8).unflatten(0, (4, -1)) for state in states]
+    noise = [normal(Tokens(state.keys, state.positions), 3, 8).unflatten(0, (4, -1)) for state in states]
     for values in noise:
         assert torch.equal(values, values[:, :1, :1].expand_as(values))
     assert torch.equal(noise[0][:, 0, 0], noise[1][:, 0, 0])
     assert len(noise[0][:, 0, 0].unique()) == 32
     part = site_state(first, samples[2:3])
-    assert torch.equal(normal(part.keys, part.positions, 3, 8)[0, 0], noise[0][2, 0, 0])
+    assert torch.equal(normal(Tokens(part.keys, part.positions), 3, 8)[0, 0], noise[0][2, 0, 0])
 
 
 def test_a_question_meets_the_same_noise_from_any_file_and_row() -> None:
@@ -119,3 +131,38 @@ def test_rows_of_other_tokens_or_another_order_have_other_keys() -> None:
     same = ids.clone()
     same[:, 0] = 7
     assert torch.equal(row_hash(ids, mask), row_hash(same, mask))
+
+
+def test_sites_that_are_hashed_together_draw_what_each_draws_alone() -> None:
+    """The formula that runs of before were drawn with, site by site."""
+    source = torch.Generator().manual_seed(0)
+    keys = torch.randint(-(2**63), 2**63 - 1, (5,), generator=source)
+    positions = torch.arange(7).repeat(5, 1)
+    golden, first, second = (n - (1 << 64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+    def mix(x: torch.Tensor) -> torch.Tensor:
+        x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * first
+        x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * second
+        return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+    known = KnownSites()
+    for turn in range(3):  # the first learns the sites, the others hash all of a kind at once
+        tokens = Tokens(keys, positions, known)
+        for site in (3, 5, (1 << 20) + 3, 8, (1 << 24) + 5)[: 3 + turn]:
+            hashes = mix(keys[:, None] ^ mix((positions + (site << 32)) * golden))
+            bits = hashes[:, :, None] ^ mix(torch.arange(1, 12) * second)
+            bits = bits * first
+            bits = (bits ^ (bits >> 32)) * second
+            assert torch.equal(random_bits(tokens, site, 11), bits), (turn, site)
+
+
+def test_a_pass_hashes_its_tokens_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    chains, mix = [], noise_of._mix
+    monkeypatch.setattr(noise_of, "_mix", lambda x: chains.append(x.shape) or mix(x))
+    known, sites = KnownSites(), range(20)
+    for turn in range(2):
+        tokens = Tokens(torch.tensor([1, 2]), torch.ones(2, 3, dtype=torch.long), known)
+        for site in sites:
+            random_bits(tokens, site, 4)
+        assert len(chains) == (2 * len(sites) + 1 if turn == 0 else 3)
+        chains.clear()
