@@ -216,12 +216,6 @@ class MultipleChoiceModule(L.LightningModule):
         self.log("val/nll", self.val_nll, prog_bar=True)
         self.log("val/accuracy", self.val_accuracy, prog_bar=True)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch without waiting for each of its tensors, which Lightning would do: it lies in pinned memory."""
-        if isinstance(batch, AnswerBatch):
-            return batch.to(device, non_blocking=True)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     # --- training ------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
