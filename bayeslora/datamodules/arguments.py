@@ -16,7 +16,8 @@ def check_arguments(data: Any) -> None:
     Raises:
         UsageError: which argument it is, and what is allowed.
     """
-    require_choice("readout", data.given_readout, (None, *READOUTS))
+    if data.given_readout is not None:
+        require_choice("readout", data.given_readout, READOUTS)
     at_least = {"batch_size": 1, "eval_batch_size": 1, "permutations": 1, "num_workers": 0, "shots": 0}
     for name, least in at_least.items():
         if getattr(data, name) < least:

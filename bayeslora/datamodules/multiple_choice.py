@@ -271,9 +271,11 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
     @cached_property
     def max_length(self) -> int:
         """Longest row in tokens: as asked for, or what protocol, tokenizer and model's positions allow."""
+        if self.requested_length is not None:
+            return self.requested_length
         positions = None if self.model_side is None else self.model_side.limits.positions
         allowed = (self.protocol.max_length, self.tokenizer.model_max_length, positions)
-        return self.requested_length or min(length for length in allowed if length is not None)
+        return min(length for length in allowed if length is not None)
 
     def encoded(self, name: str) -> list[Encoded]:
         """The questions of a set as tokens, their options in the source's order."""

@@ -66,7 +66,7 @@ def test_shared_arguments_have_defaults() -> None:
     parameters = inspect.signature(MultipleChoiceDataModule).parameters
     assert set(parameters) >= SHARED
     assert all(parameters[name].default is not inspect.Parameter.empty for name in SHARED)
-    assert parameters["tokenizer"].default == "embedded"
+    assert parameters["tokenizer"].default is None  # the model's
 
 
 def test_importing_the_modules_leaves_heavy_libraries_alone() -> None:

@@ -37,7 +37,7 @@ def made(method: str, quantization: str) -> Module:
 
 def draws(module: Module) -> Samples:
     """What the module predicts with."""
-    drawn = module._draw() if isinstance(module, BLoBModule) else None
+    drawn = module.test_samples() if isinstance(module, BLoBModule) else None
     return drawn or Samples(draws=torch.arange(3), seed=stream(module.seed, "test"))
 
 
