@@ -15,6 +15,7 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest -n 2 -m "not real"
 
+# Every method on real weights: about ten minutes of one core, run by hand.
 test-real: install
 	$(BIN)/python -m pytest -m real
 
