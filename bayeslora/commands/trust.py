@@ -34,6 +34,9 @@ _PLAIN = {
     "TensorBoardLogger",
     "WandbLogger",
 }
+# A dotted path, or a file with a configuration of its own: either can stand where a class is expected.
+_NAMES_CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+|.*\.(ya?ml|json)")
+_PLAIN_TEXT = ("default_root_dir", "pretrained", "tokenizer", "revision", "adapter", "path", "data_dir", "directory")
 _FUNCTIONS = ("logits_fn", "label_fn", "loader", "train_batches", "val_batches", "init_fn", "worker_init_fn")
 
 
@@ -97,6 +100,8 @@ def _named(value: Any) -> Iterator[str]:
     """Every class and every function that a configuration names."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
+            if isinstance(inner, str) and key not in _PLAIN_TEXT and _NAMES_CODE.fullmatch(inner):
+                yield inner
             if (key == "class_path" or key in _FUNCTIONS) and isinstance(inner, str):
                 yield inner if key == "class_path" else f"{inner} (as {key})"
             else:

@@ -177,6 +177,21 @@ def test_a_run_folders_configuration_is_data(planted: object, run: Path, capsys:
     refused(capsys, ["fit", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"], "not a class of this package")
 
 
+@pytest.mark.parametrize("place", [("model",), ("data",), ("trainer", "profiler")])
+@pytest.mark.parametrize("value", ["evilmod.Evil", "/somewhere/evil.yaml"])
+def test_a_class_cannot_be_named_by_a_bare_text_either(
+    place: tuple[str, ...], value: str, run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = run / "fit-config.yaml"
+    config = yaml.safe_load(file.read_text())
+    section = config
+    for key in place[:-1]:
+        section = section[key]
+    section[place[-1]] = value
+    file.write_text(yaml.safe_dump(config))
+    refused(capsys, ["test", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"], value, "not a class of this package")
+
+
 # --- signals --------------------------------------------------------------------------------------------------------
 
 
