@@ -112,5 +112,18 @@ def _how_to_go_on(stopped: Stopped, args: list[str]) -> str:
     again = shlex.join(["bayeslora", *args])
     if stopped.saved is None:
         return f"bayeslora: stopped by {stopped.name}; start again with: {again}"
-    again += "" if any(arg.startswith("--ckpt_path") for arg in args) else " --ckpt_path last"
+    if args[0] == "fit":  # the run's own checkpoint, in place of one that the fit may have begun from
+        again = shlex.join(["bayeslora", *_without_checkpoint(args), "--ckpt_path", "last"])
     return f"bayeslora: stopped by {stopped.name}; the state is in {stopped.saved}; go on with: {again}"
+
+
+def _without_checkpoint(args: Sequence[str]) -> list[str]:
+    """The same arguments without ``--ckpt_path`` and its value."""
+    rest = iter(args)
+    kept = []
+    for arg in rest:
+        if arg == "--ckpt_path":
+            next(rest, None)
+        elif not arg.startswith("--ckpt_path="):
+            kept.append(arg)
+    return kept

@@ -50,25 +50,27 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def check_files(files: Sequence[str]) -> None:
-    """Refuse configuration files that are no text, no YAML, or say one thing twice, before anything else is read.
+def read_files(files: Sequence[str]) -> list[Any]:
+    """What configuration files say, read before anything else so that what is wrong with them is said first.
 
     Args:
         files: Configuration files; one that does not exist is left to the parser.
 
     Raises:
-        UsageError: naming the file.
+        UsageError: one that is no text, no YAML, or says one thing twice.
     """
+    found: list[Any] = []
     for file in files:
         if not Path(file).is_file():
             continue
         try:
             with Path(file).open(encoding="utf-8") as stream:
-                yaml.load(stream, _OnceLoader)
+                found.append(yaml.load(stream, _OnceLoader))
         except UnicodeDecodeError:
             raise UsageError(f"{file} is not in UTF-8; save it as UTF-8 text") from None
         except yaml.YAMLError as error:
             raise UsageError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from None
+    return found
 
 
 def configurations_first(args: Sequence[str]) -> list[str]:
@@ -81,15 +83,17 @@ def configurations_first(args: Sequence[str]) -> list[str]:
         UsageError: a file that cannot be read as YAML.
     """
     own, others = taken(args[1:], (CONFIG,))
-    check_files(own[CONFIG])
-    return [args[0], *configs(own[CONFIG]), *_drawn_seed(others)]
+    return [args[0], *configs(own[CONFIG]), *_drawn_seed(others, read_files(own[CONFIG]))]
 
 
-def _drawn_seed(args: list[str]) -> list[str]:
-    """The same arguments with a seed in place of ``--seed_everything true``, which asks Lightning for any."""
+def _drawn_seed(args: list[str], files: Sequence[Any]) -> list[str]:
+    """The same arguments with a seed in place of ``seed_everything: true``, which asks Lightning for any."""
     seeds, others = taken(args, (_SEED,))
-    drawn = [str(secrets.randbelow(2**31)) if seed.lower() == "true" else seed for seed in seeds[_SEED]]
-    return [*others, *(f"{_SEED}={seed}" for seed in drawn)]
+    in_files = [file[_SEED[2:]] for file in files if isinstance(file, dict) and _SEED[2:] in file]
+    given = seeds[_SEED] or in_files[-1:]
+    if str(given[-1] if given else None).lower() != "true":
+        return args
+    return [*others, f"{_SEED}={secrets.randbelow(2**31)}"]
 
 
 def callback(class_path: str, files: Sequence[str]) -> list[str]:

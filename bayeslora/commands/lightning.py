@@ -96,6 +96,11 @@ class CommandLine(LightningCLI):
         """Decide the run folder, and refuse what cannot run, before anything is loaded."""
         config = self.config[self.subcommand]
         self._root = run_folder(config.trainer)
+        if shadow := next(self._root.glob("hpc_ckpt_*"), None):
+            raise UsageError(
+                f"{shadow} is a checkpoint of Lightning's requeueing under SLURM, which it would load in place of what "
+                "is asked for; move it away, or go on from it in another folder with --ckpt_path"
+            )
         if self.subcommand == "fit":
             if not leaves_nothing(config.trainer):
                 lock_folder(self._root)

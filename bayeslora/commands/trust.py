@@ -34,10 +34,12 @@ _PLAIN = {
     "TensorBoardLogger",
     "WandbLogger",
 }
-# A dotted path, or a file with a configuration of its own: either can stand where a class is expected.
-_NAMES_CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+|.*\.(ya?ml|json)")
-_PLAIN_TEXT = ("default_root_dir", "pretrained", "tokenizer", "revision", "adapter", "path", "data_dir", "directory")
 _FUNCTIONS = ("logits_fn", "label_fn", "loader", "train_batches", "val_batches", "init_fn", "worker_init_fn")
+_SECTIONS = ("model", "data")  # a text stands for a class here, or for a file that names one
+# A dotted path, or a file with a configuration of its own: either can stand wherever a class is expected.
+_NAMES_CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+|.*\.(ya?ml|json)")
+# What takes any text, such as a folder or a model's name, and never code.
+_PLAIN_TEXT = ("default_root_dir", "pretrained", "tokenizer", "revision", "adapter", "path", "data_dir", "directory")
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def refuse_unknown_classes(config: Mapping[str, Any], source: Path, args: Sequen
     Raises:
         UsageError: naming the first such class.
     """
-    asked_for = set(_WORD.findall(" ".join([*args, *_texts(args)])))
+    asked_for = {*_WORD.findall(" ".join(args)), *_named(_given(args))}
     for name in _named(config):
         if name not in asked_for and not _known(name):
             raise UsageError(
@@ -75,10 +77,10 @@ def refuse_unknown_classes(config: Mapping[str, Any], source: Path, args: Sequen
             )
 
 
-def _texts(args: Sequence[str]) -> list[str]:
-    """The configuration files that the user gave."""
+def _given(args: Sequence[str]) -> list[Any]:
+    """The configurations that the user gave."""
     files = [Path(file) for file in taken(args, (CONFIG,))[0][CONFIG]]
-    return [file.read_text(errors="replace") for file in files if file.is_file()]
+    return [read_config(file) for file in files if file.is_file()]
 
 
 def _known(name: str) -> bool:
@@ -96,24 +98,19 @@ def _known(name: str) -> bool:
     return bare in _PLAIN and (not path or path.split(".")[0] in ("lightning", "pytorch_lightning"))
 
 
-def _named(value: Any) -> Iterator[str]:
-    """Every class and every function that a configuration names."""
+def _named(value: Any, key: str = "") -> Iterator[str]:
+    """Every class, function and further file that a configuration names, by the keys under which they may stand."""
     if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if isinstance(inner, str) and key not in _PLAIN_TEXT and _NAMES_CODE.fullmatch(inner):
-                yield inner
-            if (key == "class_path" or key in _FUNCTIONS) and isinstance(inner, str):
-                yield inner if key == "class_path" else f"{inner} (as {key})"
-            else:
-                yield from _named(inner)
-        for key in ("callbacks", "callbacks+", "logger", "plugins", "strategy"):  # classes by their bare path
-            entries = value.get(key)
-            for entry in entries if isinstance(entries, list) else [entries]:
-                if isinstance(entry, str) and "." in entry:
-                    yield entry
+        for inner_key, inner in value.items():
+            yield from _named(inner, str(inner_key))
     elif isinstance(value, list):
         for inner in value:
-            yield from _named(inner)
+            yield from _named(inner, key)
+    elif isinstance(value, str):
+        if key in _FUNCTIONS:
+            yield f"{value} (as {key})"
+        elif key in ("class_path", *_SECTIONS) or (key not in _PLAIN_TEXT and _NAMES_CODE.fullmatch(value)):
+            yield value
 
 
 def _first_line(error: Exception) -> str:

@@ -4,23 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bayeslora.cli import main
 from bayeslora.errors import UsageError
 from tests.test_cli import arguments, refused
-from tests.test_resume import questions
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("messages") / "data")
-
-
-@pytest.fixture(scope="module")
-def run(data: Path) -> Path:
-    root = data.parent / "run"
-    assert main(arguments("fit", root, data)) == 0
-    return root
 
 
 @pytest.mark.parametrize(
@@ -63,22 +51,26 @@ def test_nothing_is_asked_for(capsys: pytest.CaptureFixture) -> None:
     refused(capsys, ["fit"], "give -c CONFIG")
 
 
-def test_any_seed_will_do(data: Path, tmp_path: Path) -> None:
-    assert main(arguments("fit", tmp_path / "run", data, "--seed_everything=true")) == 0
-    assert "seed_everything: true" not in (tmp_path / "run" / "fit-config.yaml").read_text()
+@pytest.mark.parametrize("place", ["option", "file"])
+def test_any_seed_will_do(place: str, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "seed.yaml").write_text("seed_everything: true\n")
+    option = ["--seed_everything=true"] if place == "option" else ["-c", str(tmp_path / "seed.yaml")]
+    assert main(arguments("fit", tmp_path / "run", data, *option)) == 0
+    saved = yaml.safe_load((tmp_path / "run" / "fit-config.yaml").read_text())
+    assert type(saved["seed_everything"]) is int
 
 
-def test_a_run_that_is_at_its_end_says_so(run: Path, data: Path) -> None:
+def test_a_run_that_is_at_its_end_says_so(finished: Path, data: Path) -> None:
     with pytest.warns(UserWarning, match=r"nothing was left to train: .* raise --trainer.max_epochs") as said:
-        assert main(arguments("fit", run, data, "--ckpt_path=last")) == 0
+        assert main(arguments("fit", finished, data, "--ckpt_path=last")) == 0
     assert not any("is not empty" in str(warning.message) for warning in said)
 
 
-def test_adapters_that_are_none(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_adapters_that_are_none(finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     def refuse(option: str, *parts: str) -> None:
         refused(capsys, arguments("fit", tmp_path / "run", data, option), *parts)
 
-    adapter = run / "posterior"
+    adapter = finished / "posterior"
     refuse(f"--model.backbone.pretrained={adapter}", "is a peft adapter", f"--model.backbone.adapter {adapter}")
     shutil.copytree(adapter, tmp_path / "named" / "default")
     refuse(f"--model.backbone.adapter={tmp_path / 'named'}", f"{tmp_path / 'named' / 'default'} has one")

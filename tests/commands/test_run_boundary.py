@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,24 +15,12 @@ import torch
 import yaml
 from filelock import FileLock
 
-from bayeslora.cli import main
+from bayeslora.cli import _how_to_go_on, main
 from bayeslora.commands.arguments import callback
+from bayeslora.signals import Stopped
 from tests.test_cli import arguments, refused
-from tests.test_resume import questions
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("boundary") / "data")
-
-
-@pytest.fixture(scope="module")
-def finished(data: Path) -> Path:
-    root = data.parent / "finished"
-    assert main(arguments("fit", root, data)) == 0
-    return root
 
 
 @pytest.fixture
@@ -177,7 +166,7 @@ def test_a_run_folders_configuration_is_data(planted: object, run: Path, capsys:
     refused(capsys, ["fit", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"], "not a class of this package")
 
 
-@pytest.mark.parametrize("place", [("model",), ("data",), ("trainer", "profiler")])
+@pytest.mark.parametrize("place", [("model",), ("data",), ("trainer", "profiler"), ("trainer", "logger")])
 @pytest.mark.parametrize("value", ["evilmod.Evil", "/somewhere/evil.yaml"])
 def test_a_class_cannot_be_named_by_a_bare_text_either(
     place: tuple[str, ...], value: str, run: Path, capsys: pytest.CaptureFixture
@@ -207,29 +196,52 @@ def _signalled(args: list[str], number: int, when: Path) -> subprocess.Completed
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: Path) -> dict[str, torch.Tensor]:
+    """The weights of a run that no signal has met."""
+    assert main(arguments("fit", data.parent / "whole", data, *LONG)) == 0
+    return _weights(data.parent / "whole")
+
+
+LONG = ["--trainer.max_epochs=60", "--model.lora.dropout=0.1"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, data: Path, tmp_path: Path) -> None:
-    long = ["--trainer.max_epochs=1000", "--model.lora.dropout=0.1"]
-    args = arguments("fit", tmp_path / "run", data, *long)
-    done = _signalled(args, number, tmp_path / "run" / "checkpoints" / "last.ckpt")
+def test_a_signal_saves_and_the_named_command_ends_as_if_none_had_come(
+    number: signal.Signals, data: Path, uninterrupted: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    done = _signalled(arguments("fit", root, data, *LONG), number, root / "checkpoints" / "last.ckpt")
     assert done.returncode == 128 + number
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("bayeslora:")]
     assert number.name in line
-    assert line.endswith("--ckpt_path last")
     assert "Traceback" not in done.stderr
-    steps = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    ends = [*args, "--ckpt_path=last", f"--trainer.max_steps={steps + 3}", "--trainer.max_epochs=-1"]
-    assert main(ends) == 0
-    whole = arguments("fit", tmp_path / "whole", data, *long, f"--trainer.max_steps={steps + 3}")
-    assert main([*whole, "--trainer.max_epochs=-1"]) == 0
-    first, second = (
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for name in ("run", "whole")
-    )
-    assert steps > 0
-    assert all(value.isfinite().all() for value in first.values())
-    assert first.keys() == second.keys()
+    assert torch.load(root / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] < 59
+    assert main(shlex.split(line.partition("go on with: bayeslora ")[2])) == 0
+    found = _weights(root)
+    assert found.keys() == uninterrupted.keys()
+    assert all(torch.equal(value, uninterrupted[name]) for name, value in found.items())
+
+
+def test_the_command_to_go_on_with_names_the_runs_own_checkpoint() -> None:
+    """A fit that began from another run's checkpoint goes on from its own."""
+    for given in (["--ckpt_path", "other.ckpt"], ["--ckpt_path=other.ckpt"], []):
+        said = _how_to_go_on(Stopped(signal.SIGTERM, "run/checkpoints/last.ckpt"), ["fit", *given, "-c", "a.yaml"])
+        assert said.endswith("go on with: bayeslora fit -c a.yaml --ckpt_path last")
+    said = _how_to_go_on(Stopped(signal.SIGTERM, "x/last.ckpt"), ["ensemble", "-c", "a.yaml"])
+    assert said.endswith("go on with: bayeslora ensemble -c a.yaml")  # which finds its own
+
+
+def test_a_checkpoint_of_slurms_requeueing_is_refused(run: Path, data: Path, capsys: pytest.CaptureFixture) -> None:
+    """Lightning would load it in place of whatever is asked for."""
+    shutil.copy(run / "checkpoints" / "last.ckpt", run / "hpc_ckpt_1.ckpt")
+    for option in ([], ["--ckpt_path=base"]):
+        refused(capsys, arguments("test", run, data, *option), "hpc_ckpt_1.ckpt", "SLURM")
 
 
 def test_a_signal_before_training_ends_at_once(data: Path, tmp_path: Path) -> None:

@@ -125,8 +125,8 @@ def letters(question: Question) -> str:
     """
     if len(question.options) > len(LETTERS):
         raise UsageError(
-            f"question {question.id!r} has {len(question.options)} options, letters are there for {len(LETTERS)}; give "
-            "a protocol of your own whose labels are words"
+            f"question {question.id!r} has {len(question.options)} options, letters are there for {len(LETTERS)}; "
+            "leave options out, or split the question"
         )
     return LETTERS[: len(question.options)]
 
