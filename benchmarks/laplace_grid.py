@@ -1,12 +1,17 @@
 """Where Laplace's Gaussian, its prior and its precision come from: every combination, at two ends of the same runs.
 
     OMP_NUM_THREADS=1 python benchmarks/laplace_grid.py --seeds 10 --out runs/study
+    OMP_NUM_THREADS=1 python benchmarks/laplace_grid.py --encoder "$(python tools/real_base.py minilm)" --data DIR \
+        --seeds 5 --labels 200 --steps 200 --out runs/encoder
 
 The mean of the Gaussian (``trained`` or ``refit``) x the prior's mean (``zero``, ``initial``, ``trained``) x its
 precision (``evidence``, ``validation``) x the checkpoint (``last``; ``best``, of least validation NLL after an epoch).
 A seed is trained once; one fit a checkpoint serves all of its rows. A row for which no precision has the highest
 evidence is left out and counted. Rows of the named contrast in docs/study/plan.md are made with a temperature as well.
 Nothing is tuned on the test questions.
+
+The benchmark is the embedded one, or, with ``--encoder``, a pretrained encoder on OpenBookQA with CommonsenseQA as the
+shift, read from a folder in the hub's schema; its accuracy and NLL are those of the labels.
 """
 
 from __future__ import annotations
@@ -17,10 +22,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from laplace_study import OTHERS, TEMPERATURE, Posteriors, numbers, test
+from laplace_study import OTHERS, TEMPERATURE, Posteriors, embedded, numbers, test
 from measure import machine, quiet
-from study import configuration, overlays, run
+from study import CONFIGS, configuration, overlays, run
 
+from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
+from bayeslora.datamodules.openbookqa import OpenBookQADataModule
 from bayeslora.errors import RunError, UsageError
 from bayeslora.metrics import over_seeds
 from bayeslora.posteriors.laplace.fit import CENTRES, MEANS, Fit, Prior
@@ -106,7 +113,7 @@ def main() -> None:
             folders = {row: options.out / f"laplace_grid_{end}" / row / f"seed-{seed}" for row in rows}
             done = options.out / f"laplace_grid_{end}" / f"seed-{seed}.done"
             if not done.exists():
-                test(options, seed, trained / "checkpoints" / f"{end}.ckpt", Grid(folders), OTHERS[:1])
+                test(trained / "checkpoints" / f"{end}.ckpt", Grid(folders), questions(options, seed))
                 done.touch()
             print(f"seed {seed}, {end}: done", flush=True)
     for end in CHECKPOINTS:
@@ -119,8 +126,38 @@ def train(options: argparse.Namespace, seed: int) -> Path:
     if not (folder / "posterior").exists():
         every = "--trainer.check_val_every_n_epoch=1"
         where = f"--trainer.default_root_dir={folder}"
-        run("fit", *configuration(options, seed), *overlays(("mle",)), every, where, "--overwrite")
+        run("fit", *configuration(options, seed), *encoder(options), *overlays(("mle",)), every, where, "--overwrite")
     return folder
+
+
+def encoder(options: argparse.Namespace) -> list[str]:
+    """The options that put an encoder and OpenBookQA in the place of the embedded benchmark, where one is given."""
+    if options.encoder is None:
+        return []
+    return [
+        f"--config={CONFIGS / 'base' / 'minilm.yaml'}",
+        f"--config={CONFIGS / 'data' / 'obqa.yaml'}",
+        f"--model.backbone.pretrained={options.encoder}",
+        f"--data.data_dir={options.data}",
+        f"--data.labels={options.labels}",
+        f"--data.max_test={options.questions}",
+        "--data.ood=[csqa]",
+    ]
+
+
+def questions(options: argparse.Namespace, seed: int) -> MultipleChoiceDataModule:
+    """What a seed trains on, validates on and is tested on."""
+    if options.encoder is None:
+        return embedded(options, seed, OTHERS[:1])
+    return OpenBookQADataModule(
+        data_dir=options.data,
+        labels=options.labels,
+        batch_size=16,
+        eval_batch_size=32,
+        max_test=options.questions,
+        ood=["csqa"],
+        seed=seed,
+    )
 
 
 def table(out: Path, rows: list[str]) -> str:
@@ -161,6 +198,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--labels", type=int, default=120)
     parser.add_argument("--steps", type=int, default=600, help="optimiser steps of a training")
     parser.add_argument("--questions", type=int, default=500, help="of each test set")
+    parser.add_argument("--encoder", type=Path, help="folder of a pretrained encoder, in place of the embedded base")
+    parser.add_argument("--data", type=Path, help="folder with OpenBookQA and CommonsenseQA, for --encoder")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     return parser.parse_args()
 
