@@ -1,9 +1,13 @@
-"""Methods that change training: one LightningModule a file."""
+"""Methods that change training: one LightningModule a file.
 
-from bayeslora.lightning_modules.blob import BLoBModule
-from bayeslora.lightning_modules.c_lora import CLoRAModule
-from bayeslora.lightning_modules.ensemble import LoRAEnsemble
-from bayeslora.lightning_modules.lora import LoRAModule
-from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
+A file of this room names its methods in its own ``__all__``: they are imported here, and a configuration can name them
+without a path.
+"""
 
-__all__ = ["BLoBModule", "CLoRAModule", "LoRAEnsemble", "LoRAModule", "MultipleChoiceModule"]
+from importlib import import_module
+from pkgutil import iter_modules
+
+_files = [import_module(f"{__name__}.{file.name}") for file in iter_modules(__path__)]
+_methods = {name: getattr(file, name) for file in _files for name in getattr(file, "__all__", ())}
+globals().update(_methods)
+__all__ = sorted(_methods)

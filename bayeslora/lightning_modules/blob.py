@@ -25,6 +25,8 @@ from bayeslora.posteriors.state import load_posterior
 from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, Predictive, Samples
 
+__all__ = ["BLoBModule"]
+
 OPTIMISERS = ("one", "two")
 PREDICTIONS = ("weights", "flipout", "linearised")
 

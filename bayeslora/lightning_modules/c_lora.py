@@ -19,6 +19,8 @@ from bayeslora.posteriors.state import load_posterior
 from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, Samples
 
+__all__ = ["CLoRAModule"]
+
 OPTIMISERS = ("one", "two")
 KL_OVER = ("mean", "draws")
 RELEASE_FACTOR = 1e-6  # on the KL, beside one over the number of sites

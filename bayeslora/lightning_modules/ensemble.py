@@ -28,6 +28,8 @@ from bayeslora.posteriors.state import check_same_parameters
 from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, AnswerOutput, Predictive, Samples
 
+__all__ = ["LoRAEnsemble"]
+
 
 class LoRAEnsemble(MultipleChoiceModule):
     r"""M LoRA members on one frozen base (Balabanov & Linander, 2024; Wang, Aitchison & Rudolph, 2023).

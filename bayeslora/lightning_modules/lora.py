@@ -13,6 +13,8 @@ from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, Samples
 
+__all__ = ["LoRAModule"]
+
 
 class LoRAModule(MultipleChoiceModule):
     r"""LoRA fine-tuning (Hu et al., 2021) by maximum likelihood or maximum a posteriori.

@@ -22,6 +22,8 @@ from bayeslora.posteriors.point import Point
 from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, AnswerOutput, Posterior, Predictive, Samples
 
+__all__ = ["MultipleChoiceModule"]
+
 SUPPORTS = ("options", "full_vocab")
 
 

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,11 @@ from bayeslora.files import file_checksum, read_record, replacing_folder, write_
 from bayeslora.types import Posterior
 
 SCHEMA = 1
-FAMILIES = {
-    "contextual": "bayeslora.posteriors.c_lora:ContextualPosterior",
-    "mean_field": "bayeslora.posteriors.mean_field:MeanField",
-    "point": "bayeslora.posteriors.point:Point",
-    "mixture": "bayeslora.posteriors.mixture:Mixture",
-    "tfb": "bayeslora.posteriors.tfb:TFBPosterior",
-    "swag": "bayeslora.posteriors.swag:SWAGPosterior",
-    "laplace_full": "bayeslora.posteriors.laplace.full:FullPosterior",
-    "laplace_kronecker": "bayeslora.posteriors.laplace.kronecker:KroneckerPosterior",
-    "laplace_diagonal": "bayeslora.posteriors.laplace.diagonal:DiagonalPosterior",
+_ELSEWHERE = {  # families that are not in the file of this folder that has their name
+    "contextual": "c_lora",
+    "laplace_full": "laplace.full",
+    "laplace_kronecker": "laplace.kronecker",
+    "laplace_diagonal": "laplace.diagonal",
 }
 _ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _TENSORS, _RECORD = "posterior.safetensors", "posterior.json"
@@ -83,8 +79,7 @@ def load_posterior(directory: Path | str, base: str | None = None) -> Posterior:
     record = _record(folder)
     if base is not None and record["base"] != base:
         raise UsageError(f"{folder} belongs to another base (fingerprint {record['base']}, given {base})")
-    module, _, name = FAMILIES[record["family"]].partition(":")
-    family = getattr(import_module(module), name)
+    family: Any = _family(record["family"])
     state = {**record["values"], **_tensors(folder / _TENSORS)}
     if (folder / _ADAPTER).exists():
         state |= state_of("mean", _tensors(folder / _ADAPTER))
@@ -122,9 +117,9 @@ def _record(folder: Path) -> dict[str, Any]:
     if not (folder / _RECORD).exists():
         raise UsageError(f"{folder} holds no posterior ({_RECORD} is missing); give the posterior/ folder of a run")
     record = read_record(folder / _RECORD, _REMEDY)
-    if record.get("schema") != SCHEMA or record.get("family") not in FAMILIES:
+    if record.get("schema") != SCHEMA or _family(record.get("family")) is None:
         given = f"schema {record.get('schema')}, family {record.get('family')}"
-        raise UsageError(f"{folder} has {given}; allowed: schema {SCHEMA}, families {', '.join(FAMILIES)}")
+        raise UsageError(f"{folder} has {given}; this version reads schema {SCHEMA} and its own families: update it")
     lacking = [name for name in ("base", "components", "values") if name not in record]
     wrong = [name for name in record.get("components") or [] if not re.fullmatch(r"\d{3,}", str(name))]
     if lacking or wrong:
@@ -134,6 +129,15 @@ def _record(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file() or file_checksum(folder / name) != checksum:
             raise UsageError(f"{folder / name} is damaged or missing (it is not what was written there); {_REMEDY}")
     return record
+
+
+def _family(name: object) -> type | None:
+    """The class whose ``family`` is ``name``, which is also the name of its file here; None where there is none."""
+    if re.fullmatch(r"[a-z]\w*", str(name)) is None:
+        return None
+    path = f"bayeslora.posteriors.{_ELSEWHERE.get(str(name), name)}"
+    classes = vars(import_module(path)).values() if find_spec(path) is not None else ()
+    return next((c for c in classes if isinstance(c, type) and getattr(c, "family", None) == name), None)
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
