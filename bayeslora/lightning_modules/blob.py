@@ -11,27 +11,22 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
-from bayeslora.curvature.jacobian import linearised
 from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.lightning_modules.grad_scaler import one_update
-from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
-from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
-from bayeslora.lightning_modules.sample_bank import draw_bank, weight_samples
+from bayeslora.lightning_modules.variational import VariationalModule
 from bayeslora.models.blob import FACTORS, ROOT, add_spread, perturbed
 from bayeslora.models.in_place import write_weights
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.posteriors.mean_field import MeanField, normal_kl
-from bayeslora.posteriors.state import load_posterior
 from bayeslora.streams import stream
-from bayeslora.types import AnswerBatch, Predictive, Samples
+from bayeslora.types import AnswerBatch, Posterior, Samples
 
 __all__ = ["BLoBModule"]
 
 OPTIMISERS = ("one", "two")
-PREDICTIONS = ("weights", "flipout", "linearised")
 
 
-class BLoBModule(MultipleChoiceModule):
+class BLoBModule(VariationalModule):
     r"""Bayesian LoRA by backpropagation (Wang et al., 2024).
 
     A is Gaussian, entry by entry, with mean M and standard deviation :math:`\Omega = G \circ G`; B is a point. The loss
@@ -68,6 +63,8 @@ class BLoBModule(MultipleChoiceModule):
         common: ``optimisation``, ``support``, ``chunk`` and ``seed``, as for :class:`MultipleChoiceModule`.
     """
 
+    predictions = ("weights", "flipout", "linearised")
+
     def __init__(
         self,
         backbone: Backbone | None = None,
@@ -84,49 +81,47 @@ class BLoBModule(MultipleChoiceModule):
         predict: str = "weights",
         **common: Any,
     ) -> None:
-        super().__init__(backbone, lora, **common)
+        super().__init__(
+            backbone,
+            lora,
+            kl_schedule=kl_schedule,
+            kl_weight=kl_weight,
+            samples=samples,
+            predict=predict,
+            **common,
+        )
         require_choice("factors", factors, FACTORS)
-        require_choice("kl_schedule", kl_schedule, (*KINDS, RELEASE))
         require_choice("optimisers", optimisers, OPTIMISERS)
-        require_choice("predict", predict, PREDICTIONS)
         usual = 0.01 if optimisers == "two" else self.optimisation.learning_rate
         self.std_learning_rate = usual if std_learning_rate is None else std_learning_rate
         require("prior_std", prior_std, prior_std > 0, "above 0")
         require("init_std", init_std, init_std > 0, "above 0")
         require("std_learning_rate", self.std_learning_rate, self.std_learning_rate > 0, "above 0")
-        require("kl_weight", kl_weight, kl_weight >= 0, "0 or more")
-        require("samples", samples, samples >= 0, "0 (the mean) or more")
         self.prior_std, self.init_std, self.factors, self.optimisers = prior_std, init_std, factors, optimisers
-        self.kl_kind, self.kl_weight = kl_schedule, kl_weight
-        self.samples, self.predict = samples, predict
         self.automatic_optimization = optimisers == "one"
         self._roots: dict[str, torch.nn.Parameter] = {}  # G by the name of its weight
         self._means: dict[str, torch.nn.Parameter] = {}  # the weights that have one
 
     # --- the posterior -------------------------------------------------------------------------------------------
 
-    def configure_model(self) -> None:
-        """Load the base, put LoRA on it, and give its factors a standard deviation: of ``backbone.adapter``, if any.
-
-        Raises:
-            UsageError: an adapter whose posterior has a spread on other factors.
-        """
-        if self.model is not None:
-            return
-        super().configure_model()
+    def add_parameters(self) -> None:
+        """Give the factors a standard deviation."""
         self._roots = add_spread(self.model, self.factors, self.init_std, self.seed)
         parameters = self.trainable()
         self._means = {name: parameters[name] for name in self._roots}
-        adapter = Path(self.backbone.adapter or "")
-        if self.backbone.adapter and (adapter / "posterior.json").exists():
-            posterior = load_posterior(adapter, self.model.base_fingerprint)
-            if isinstance(posterior, MeanField):
-                self._take_spread(posterior.std(), adapter)
 
-    def _take_spread(self, std: dict[str, Tensor], source: Path) -> None:
+    def take_posterior(self, posterior: Posterior, folder: Path) -> None:
+        """Take the standard deviations of a BLoB run.
+
+        Raises:
+            UsageError: they are on other factors.
+        """
+        if not isinstance(posterior, MeanField):
+            return
+        std = posterior.std()
         if std.keys() != self._roots.keys():
             raise UsageError(
-                f"{source} has a spread on {len(std)} weights, factors {self.factors} on {len(self._roots)}; give "
+                f"{folder} has a spread on {len(std)} weights, factors {self.factors} on {len(self._roots)}; give "
                 f"factors as in training ({' or '.join(FACTORS)})"
             )
         write_weights(self._roots, {name: value.sqrt() for name, value in std.items()})
@@ -152,32 +147,11 @@ class BLoBModule(MultipleChoiceModule):
 
     # --- training ------------------------------------------------------------------------------------------------
 
-    @property
-    def kl_schedule(self) -> KLSchedule:
-        """The weights of the KL in this run."""
-        trainer: Any = self.trainer
-        if self.kl_kind == RELEASE:
-            batch_size = trainer.datamodule.batch_size
-            return KLSchedule.of_release(self.training_size, batch_size, trainer.world_size, self.kl_weight)
-        return KLSchedule.over_epoch(self.kl_kind, trainer.num_training_batches, self.training_size, self.kl_weight)
-
     def training_noise(self) -> Samples:
         """One draw of the weights, by flipout, that belongs to this micro-batch of this run."""
         plain = super().training_noise()
         assert plain.draws is not None
         return perturbed(self.std(), plain.draws, plain.seed)
-
-    def loss(self, batch: AnswerBatch) -> Tensor:
-        """Negative log-likelihood under one draw; with one optimiser, the batch's share of the KL too."""
-        nll = super().loss(batch)
-        return nll + self._weighted_kl(self._micro_step) if self.automatic_optimization else nll
-
-    def _weighted_kl(self, step: int) -> Tensor:
-        return self.kl_schedule.weight(step) * self.kl()
-
-    def on_train_epoch_end(self) -> None:
-        """Log the divergence, without its weight."""
-        self.log("train/kl", self.kl().detach())
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch; with two optimisers, both of their steps."""
@@ -197,7 +171,7 @@ class BLoBModule(MultipleChoiceModule):
         strategy = self.trainer.strategy
         alone = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
         with alone:  # the KL is the same on every process, and does not reach the parameters DDP would wait for
-            self.manual_backward(self._weighted_kl(step))
+            self.manual_backward(self.weighted_kl(step))
         self.trainer.strategy.optimizer_step(sgd.optimizer, lambda: None, self)
         sgd.zero_grad()
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
@@ -223,40 +197,18 @@ class BLoBModule(MultipleChoiceModule):
     # --- prediction ----------------------------------------------------------------------------------------------
 
     @property
-    def method(self) -> str:
-        """What a table calls this method."""
-        name = "blob" if self.factors == "A" else "bbb"
-        if self.samples == 0:
-            return f"{name}_mean"
-        return f"{name}_linearised" if self.predict == "linearised" else f"{name}_{self.samples}"
+    def short_name(self) -> str:
+        """BLoB, or Bayes by Backprop."""
+        return "blob" if self.factors == "A" else "bbb"
 
-    def on_test_start(self) -> None:
-        """Draw the bank of this evaluation.
-
-        Raises:
-            UsageError: an adapter that has no standard deviations, and none were trained.
-        """
-        if self.samples and self.backbone.adapter and not self._learned:
-            raise UsageError(
-                f"backbone.adapter {self.backbone.adapter} has no standard deviations to sample with; give samples 0, "
-                "a checkpoint, or the posterior/ folder of a BLoB run"
-            )
-        super().on_test_start()
+    def random_weights(self) -> list[str]:
+        """The weights that have a standard deviation."""
+        return list(self._roots)
 
     def test_samples(self) -> Samples | None:
         """``samples`` networks: a bank of weights, or draws whose every token has signs of its own (flipout)."""
-        if self.samples == 0 or self.predict == "linearised":
-            return None
-        if self.predict == "flipout":
+        if self.samples and self.predict == "flipout":
             std = {name: value.detach() for name, value in self.std().items()}
-            return replace(
-                perturbed(std, torch.arange(self.samples, device="cpu"), stream(self.seed, "test")), dropout=False
-            )
-        std, draws = self.std(), draw_bank(self.posterior(), self.samples, self.seed, "blob")
-        return weight_samples({name: draws[name] for name in std}, std)
-
-    def predictive(self, batch: AnswerBatch) -> Predictive:
-        """The mean, or S samples, or the law of the logits of the linearised model."""
-        if self.predict == "linearised" and self.samples:
-            return linearised(self.model, batch, self.posterior())
-        return super().predictive(batch)
+            draws = torch.arange(self.samples, device="cpu")
+            return replace(perturbed(std, draws, stream(self.seed, "test")), dropout=False)
+        return super().test_samples()
