@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from bayeslora.lightning_modules.ensemble import LoRAEnsemble as LoRAEnsemble
     from bayeslora.lightning_modules.lora import LoRAModule as LoRAModule
     from bayeslora.lightning_modules.optimisation import Optimisation as Optimisation
+    from bayeslora.lightning_modules.scalabl import ScalaBLModule as ScalaBLModule
     from bayeslora.models.loading import Backbone as Backbone
     from bayeslora.models.loading import LoRA as LoRA
     from bayeslora.posteriors.state import load_posterior as load_posterior
@@ -71,6 +72,7 @@ _PUBLIC = {
     "SWAG": "bayeslora.callbacks.swag",
     "Samples": "bayeslora.types",
     "SavedPosteriors": "bayeslora.callbacks.posterior",
+    "ScalaBLModule": "bayeslora.lightning_modules.scalabl",
     "Schedule": "bayeslora.callbacks.schedule",
     "SyntheticDataModule": "bayeslora.datamodules",
     "TFB": "bayeslora.callbacks.tfb",

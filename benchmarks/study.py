@@ -67,6 +67,7 @@ ROWS = {
     "c_lora_fe": Row(("c_lora", "c_lora_fe")),
     "blob": Row(("blob",)),
     "blob_mean": Row(("blob", "blob_mean"), trained="blob"),
+    "scalabl": Row(("scalabl",)),
     "blob_mean_tfb": Row(("blob", "blob_mean", "tfb"), trained="blob"),
 }
 

@@ -1,4 +1,4 @@
-"""Validation likelihood of BLoB or C-LoRA on the embedded benchmark, by their options: how configs/method was chosen.
+"""Validation likelihood of variational methods on the embedded benchmark, by option: how configs/method was chosen.
 
     OMP_NUM_THREADS=1 python benchmarks/variational_tuning.py BLoBModule '{"prior_std": 0.1}' '{"prior_std": 0.2}'
 
@@ -17,11 +17,11 @@ import lightning as L
 import torch
 from measure import quiet
 
-from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA
+from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA, ScalaBLModule
 from bayeslora.datamodules import SyntheticDataModule
 from bayeslora.types import AnswerBatch, Predictive
 
-METHODS = {"BLoBModule": BLoBModule, "CLoRAModule": CLoRAModule}
+METHODS = {"BLoBModule": BLoBModule, "CLoRAModule": CLoRAModule, "ScalaBLModule": ScalaBLModule}
 LEARNING_RATE = 5e-4  # the quickstart's, of the means
 
 

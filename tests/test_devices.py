@@ -27,6 +27,7 @@ from bayeslora.lightning_modules.c_lora import CLoRAModule
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.lightning_modules.lora import LoRAModule
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
+from bayeslora.lightning_modules.scalabl import ScalaBLModule
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.posteriors.state import save_posterior
 
@@ -38,6 +39,7 @@ MODULES: dict[str, Callable[[Backbone], MultipleChoiceModule]] = {
     "ensemble": lambda base: LoRAEnsemble(base, SITES, members=2),
     "blob": lambda base: BLoBModule(base, SITES, samples=2),
     "bbb": lambda base: BLoBModule(base, SITES, factors="AB", predict="flipout", samples=2),
+    "scalabl": lambda base: ScalaBLModule(base, SITES, samples=2),
     "c_lora": lambda base: CLoRAModule(base, SITES, samples=2),
     "c_lora_release": lambda base: CLoRAModule(base, SITES, init="release", context="free", samples=2),
 }

@@ -43,6 +43,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "lora": ("LoRAModule", {"prior_std": 1.0}, TRAINER),
     "blob": ("BLoBModule", CYCLE, TRAINER),
     "blob_two": ("BLoBModule", {**CYCLE, "optimisers": "two"}, {}),
+    "scalabl": ("ScalaBLModule", {**CYCLE, "scale_learning_rate": 0.05}, TRAINER),
     "c_lora_two": ("CLoRAModule", {**CYCLE, "optimisers": "two"}, {}),
 }
 

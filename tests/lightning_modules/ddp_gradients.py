@@ -7,12 +7,13 @@ from typing import Any
 import lightning as L
 import torch
 
-from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA
+from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA, ScalaBLModule
 from bayeslora.datamodules import JSONLDataModule
 
-CASES: dict[str, tuple[type[BLoBModule | CLoRAModule], dict[str, Any]]] = {
+CASES: dict[str, tuple[type[BLoBModule | CLoRAModule | ScalaBLModule], dict[str, Any]]] = {
     "blob": (BLoBModule, {"init_std": 0.1}),
     "blob two": (BLoBModule, {"init_std": 0.1, "optimisers": "two"}),
+    "scalabl": (ScalaBLModule, {"init_std": 0.2}),
     "c_lora": (CLoRAModule, {"init_std": 0.2, "kl_schedule": "cyclic"}),
     "c_lora two": (CLoRAModule, {"init_std": 0.2, "kl_schedule": "cyclic", "optimisers": "two"}),
 }

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA, LoRAEnsemble, LoRAModule, Predictive
+from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA, LoRAEnsemble, LoRAModule, Predictive, ScalaBLModule
 from bayeslora.callbacks.posterior import bank_predictor
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.bare_base import BareBase
@@ -45,10 +45,12 @@ def logits(predictive: Predictive) -> torch.Tensor:
 
 
 def without_spread(module: MultipleChoiceModule) -> None:
-    """No standard deviation anywhere: BLoB's is the square of G, C-LoRA's of the sigmoid of rho."""
+    """No standard deviation anywhere: BLoB's is G squared, C-LoRA's the sigmoid of rho squared, ScalaBL's has a log."""
     for name, parameter in module.trainable().items():
         if name.endswith(".std_root"):
             parameter.data.zero_()
+        elif name.endswith(".log_scale_std"):
+            parameter.data.fill_(-torch.inf)
         elif name.endswith((".lora_E.out.bias", ".lora_E.out.weight")):
             rho = parameter.data[len(parameter) // 2 :]
             rho.fill_(-200.0 if rho.dim() == 1 or rho.shape[1] == 1 else 0.0)
@@ -59,6 +61,7 @@ FROM_THE_BASE: dict[str, Callable[[], Made]] = {
     "mc_dropout": lambda: made(LoRAModule, dropout=0.3, up=0.0, samples=3),
     "blob": lambda: made(BLoBModule, up=0.0, samples=3, init_std=0.3),
     "blob_flipout": lambda: made(BLoBModule, up=0.0, samples=3, init_std=0.3, predict="flipout"),
+    "scalabl": lambda: made(ScalaBLModule, up=0.0, samples=3, init_std=0.3),
     "tfb": lambda: tfb(0.3, up=0.0),
 } | {f"c_lora_{c}": lambda c=c: made(CLoRAModule, up=0.0, samples=3, init_std=0.3, context=c) for c in CONTEXTS}
 
@@ -78,6 +81,7 @@ FROM_LORA: dict[str, Callable[[], Made]] = {
     "blob": lambda: made(BLoBModule, samples=3),
     "blob_flipout": lambda: made(BLoBModule, samples=3, predict="flipout"),
     "bbb": lambda: made(BLoBModule, samples=3, factors="AB"),
+    "scalabl": lambda: made(ScalaBLModule, samples=3),
     "tfb": lambda: tfb(0.0, up=0.1),
 } | {f"c_lora_{c}": lambda c=c: made(CLoRAModule, samples=3, context=c) for c in CONTEXTS}
 
@@ -87,6 +91,9 @@ FROM_LORA: dict[str, Callable[[], Made]] = {
 def test_without_spread_every_draw_is_plain_lora_bit_for_bit(method: str) -> None:
     plain, _ = made(LoRAModule)
     module, predict = FROM_LORA[method]()
+    for name, value in module.weight_sets()[0].items():  # ScalaBL starts at other A's
+        if name in plain.trainable():
+            plain.trainable()[name].copy_(value)
     if method != "tfb":
         assert logits(predict(BATCH)).std(0).max() > 1e-4  # what is taken away was there
     without_spread(module)
@@ -142,7 +149,7 @@ def test_a_temperature_of_one_changes_nothing_and_no_temperature_the_answer() ->
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [LoRAModule, BLoBModule, CLoRAModule])
+@pytest.mark.parametrize("kind", [LoRAModule, BLoBModule, CLoRAModule, ScalaBLModule])
 def test_the_bare_base_is_asked_once(kind: type[MultipleChoiceModule]) -> None:
     dropout = 0.3 if kind is LoRAModule else 0.0
     module = kind(Backbone("embedded"), LoRA(dropout=dropout), samples=3, seed=1)  # type: ignore[call-arg]

@@ -5,20 +5,21 @@ from typing import Any
 import pytest
 import torch
 
-from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA
+from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA, ScalaBLModule
 from bayeslora.models.fan_out import site_state
 from bayeslora.streams import stream
 from bayeslora.types import Samples
 from tests.conftest import label_token_batch
 
 pytest.importorskip("bitsandbytes")
-Module = BLoBModule | CLoRAModule
+Module = BLoBModule | CLoRAModule | ScalaBLModule
 BATCH = label_token_batch([5, 9, 7], [4, 3, 5])
 METHODS: dict[str, tuple[type[Module], dict[str, Any]]] = {
     "blob": (BLoBModule, {"predict": "weights"}),
     "blob_flipout": (BLoBModule, {"predict": "flipout"}),
     "c_lora": (CLoRAModule, {"context": "token"}),
     "c_lora_sequence": (CLoRAModule, {"context": "sequence"}),
+    "scalabl": (ScalaBLModule, {}),
 }
 QUANTIZATIONS = ["4bit", "8bit"]
 
@@ -37,7 +38,7 @@ def made(method: str, quantization: str) -> Module:
 
 def draws(module: Module) -> Samples:
     """What the module predicts with."""
-    drawn = module.test_samples() if isinstance(module, BLoBModule) else None
+    drawn = None if isinstance(module, CLoRAModule) else module.test_samples()
     return drawn or Samples(draws=torch.arange(3), seed=stream(module.seed, "test"))
 
 

@@ -39,6 +39,7 @@ from bayeslora.lightning_modules.blob import BLoBModule
 from bayeslora.lightning_modules.c_lora import CLoRAModule
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.lightning_modules.lora import LoRAModule
+from bayeslora.lightning_modules.scalabl import ScalaBLModule
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model
 from tests.pretend_gpu import runs
 from tests.pretend_gpu.runs import SITES, Callbacks, every_stage
@@ -131,7 +132,7 @@ def ensemble() -> None:
 
 def adapters() -> None:
     """Adapters of finished runs as the start of others: plain, with a spread, and with contextual modules."""
-    for kind in (LoRAModule, BLoBModule, CLoRAModule):
+    for kind in (LoRAModule, BLoBModule, CLoRAModule, ScalaBLModule):
         folder, module = Path(tempfile.mkdtemp()), kind(Backbone(), LoRA(r=2, target_modules=["q_proj"]))
         runs.trainer(folder).fit(module, datamodule=runs.questions())
         base = Backbone(adapter=runs.saved(folder, module))
@@ -217,6 +218,7 @@ GROUPS: dict[str, dict[str, Callable[[], Any]]] = {
             every_stage, lambda: BLoBModule(Backbone(), SITES, optimisers="two", predict="linearised", samples=2)
         ),
         "bbb": partial(every_stage, lambda: BLoBModule(Backbone(), SITES, factors="AB", predict="flipout", samples=2)),
+        "scalabl": partial(every_stage, lambda: ScalaBLModule(Backbone(), SITES, samples=2)),
         "c_lora": partial(every_stage, lambda: CLoRAModule(Backbone(), SITES, samples=2)),
         "c_lora_two": partial(
             every_stage, lambda: CLoRAModule(Backbone(), SITES, context="sequence", optimisers="two", samples=2)

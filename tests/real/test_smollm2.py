@@ -117,6 +117,7 @@ METHODS = {
     "ensemble": (("ensemble",), ("--model.members=2",)),
     "c_lora": (("c_lora",), ("--model.samples=2",)),
     "blob": (("blob",), ("--model.samples=2",)),
+    "scalabl": (("scalabl",), ("--model.samples=2",)),
     "tfb": (("tfb",), ("--trainer.callbacks.samples=2", "--trainer.callbacks.anchors=4")),
 }
 
