@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from bayeslora.models.loading import LoRA as LoRA
     from bayeslora.posteriors.state import load_posterior as load_posterior
     from bayeslora.posteriors.state import save_posterior as save_posterior
+    from bayeslora.serving.answer import Answer as Answer
+    from bayeslora.serving.keep import KeepForServing as KeepForServing
+    from bayeslora.serving.predictor import Predictor as Predictor
     from bayeslora.types import AnswerBatch as AnswerBatch
     from bayeslora.types import Predictive as Predictive
     from bayeslora.types import Samples as Samples
@@ -46,6 +49,7 @@ __version__ = "0.1.0"
 # Public name to module: imported when first asked for, so that `bayeslora --help` does not wait for torch.
 _PUBLIC = {
     "ARCDataModule": "bayeslora.datamodules",
+    "Answer": "bayeslora.serving.answer",
     "AnswerBatch": "bayeslora.types",
     "BLoBModule": "bayeslora.lightning_modules.blob",
     "Backbone": "bayeslora.models.loading",
@@ -57,6 +61,7 @@ _PUBLIC = {
     "Dynamics": "bayeslora.callbacks.dynamics",
     "JSONLDataModule": "bayeslora.datamodules",
     "Laplace": "bayeslora.callbacks.laplace",
+    "KeepForServing": "bayeslora.serving.keep",
     "LoRA": "bayeslora.models.loading",
     "LoRAEnsemble": "bayeslora.lightning_modules.ensemble",
     "LoRAModule": "bayeslora.lightning_modules.lora",
@@ -64,6 +69,7 @@ _PUBLIC = {
     "MultipleChoiceDataModule": "bayeslora.datamodules",
     "OpenBookQADataModule": "bayeslora.datamodules",
     "Optimisation": "bayeslora.lightning_modules.optimisation",
+    "Predictor": "bayeslora.serving.predictor",
     "Predictions": "bayeslora.callbacks.predictions",
     "Predictive": "bayeslora.types",
     "Question": "bayeslora.datamodules",

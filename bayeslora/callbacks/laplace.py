@@ -14,22 +14,22 @@ from torch import Tensor
 from bayeslora.callbacks.fit_data import RemembersFit, training_batches, validation_batches
 from bayeslora.callbacks.fit_key import depends_on, fit_key
 from bayeslora.callbacks.laplace_network import initial_weights, member_network, network_of, stacked
+from bayeslora.callbacks.laplace_prediction import LaplacePrediction
 from bayeslora.callbacks.posterior import PosteriorCallback, usable_members, weight_sets
 from bayeslora.curvature.fit import FORMAT, STRUCTURES, Task, check_space, check_structure, rows_bytes
-from bayeslora.curvature.jacobian import contrast_mean
-from bayeslora.curvature.link import LINKS, Link, link
+from bayeslora.curvature.link import LINKS
 from bayeslora.errors import UsageError, require_choice
 from bayeslora.files import write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
-from bayeslora.models.in_place import evaluation_mode, restored_weights, write_weights
+from bayeslora.models.in_place import evaluation_mode
 from bayeslora.posteriors.laplace.blocks import BlockGaussian
 from bayeslora.posteriors.laplace.fit import CENTRES, MEANS, NEEDS_ROWS, Fit, Prior
 from bayeslora.posteriors.laplace.full import FullPosterior
 from bayeslora.posteriors.laplace.selection import NO_VALIDATION, Choice
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import load_posterior, save_posterior
-from bayeslora.types import GaussianPosterior, Posterior, Predictive
+from bayeslora.types import GaussianPosterior, Posterior
 
 AUTO, WEIGHT_SAMPLES = "auto", "weight_samples"
 MEMORY = "memory"
@@ -142,6 +142,7 @@ class Laplace(PosteriorCallback, RemembersFit):
         self._posterior: Posterior | None = None
         self._said: set[str] = set()  # fits that were printed
         self._temperatures: list[float] = []
+        self.saved = False  # whether the posterior of the last test is in the run's posterior/
 
     @property
     def posterior(self) -> Posterior | None:
@@ -187,7 +188,7 @@ class Laplace(PosteriorCallback, RemembersFit):
         if self.predict is not None:
             weight_sets(pl_module)  # the bare base has none, and says so
             self.fit_to(trainer, pl_module)
-            _save(trainer, pl_module, self.required_posterior())
+            self.saved = _save(trainer, pl_module, self.required_posterior())
         super().on_test_start(trainer, pl_module)
 
     on_predict_start = on_test_start
@@ -288,50 +289,30 @@ class Laplace(PosteriorCallback, RemembersFit):
 
     # --- prediction ----------------------------------------------------------------------------------------------
 
+    def prediction(self, pl_module: L.LightningModule, posterior: Posterior) -> Any:
+        """How this callback predicts with a posterior, as plain values."""
+        if self.link == WEIGHT_SAMPLES:
+            return super().prediction(pl_module, posterior)
+        seed, temperatures = self.seed_of(pl_module), tuple(self._temperatures)
+        return LaplacePrediction(self.label, self.link or "linearised", self.samples, seed, temperatures)
+
     def _predictor(self, pl_module: L.LightningModule, posterior: Posterior) -> Predict:
         if self.link == WEIGHT_SAMPLES:
             return super()._predictor(pl_module, posterior)
-        seed = getattr(pl_module, "seed", 0) if self.seed is None else self.seed
-        if not isinstance(posterior, Mixture):
-            combine = link(self.link or "linearised", self.samples, seed)
-            return self._linearised(pl_module, posterior, self._temperatures[0], combine)
-        spread = link("mc", self.samples, seed)  # every member's Gaussian by as many draws
-        each = [
-            self._linearised(pl_module, component, temperature, spread)
-            for component, temperature in zip(posterior.components, self._temperatures, strict=True)
-        ]
-
-        def predict(batch: Any) -> Predictive:
-            logits = [one(batch).logits for one in each]
-            return Predictive.from_logits(torch.cat([own for own in logits if own is not None]))
-
-        return predict
-
-    def _linearised(
-        self, pl_module: L.LightningModule, posterior: Posterior, temperature: float, combine: Link
-    ) -> Predict:
-        """Prediction with one network linearised at a posterior's mean."""
-        assert isinstance(posterior, GaussianPosterior)
-        mean = posterior.mean()
-        names = list(getattr(posterior, "precision", mean))
-
-        def predict(batch: Any) -> Predictive:
-            with member_network(pl_module, 0):
-                network = network_of(pl_module, self.logits_fn, self.label_fn)
-                with restored_weights(network.parameters):
-                    write_weights(network.parameters, mean)
-                    logits, jacobian = network.jacobian(batch, names, torch.float32, None)
-            mean_of_contrasts = contrast_mean(logits, jacobian, posterior)
-            return combine(mean_of_contrasts / temperature, posterior.logit_covariance(jacobian) / temperature**2)
-
-        return predict
+        return self.prediction(pl_module, posterior).predictor(pl_module, posterior, self.logits_fn, self.label_fn)
 
 
-def _save(trainer: L.Trainer, pl_module: L.LightningModule, posterior: Posterior) -> None:
-    """Put the posterior into the run folder, where nothing or a plain or Laplace posterior of the same weights is."""
+def _save(trainer: L.Trainer, pl_module: L.LightningModule, posterior: Posterior) -> bool:
+    """Put the posterior into the run folder, where nothing or a plain or Laplace posterior of the same weights is.
+
+    Returns:
+        Whether it is there.
+    """
     folder = Path(trainer.default_root_dir) / "posterior"
-    if isinstance(pl_module, MultipleChoiceModule) and (not folder.exists() or _same_weights(folder, posterior)):
-        save_posterior(posterior, folder, pl_module.model.adapter_config, pl_module.model.base_fingerprint)
+    if not isinstance(pl_module, MultipleChoiceModule) or (folder.exists() and not _same_weights(folder, posterior)):
+        return False
+    save_posterior(posterior, folder, pl_module.model.adapter_config, pl_module.model.base_fingerprint)
+    return True
 
 
 def _same_weights(folder: Path, posterior: Posterior) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,40 @@ from bayeslora.streams import stream
 from bayeslora.types import GaussianPosterior, Posterior, Predictive
 
 PREDICTIONS = ("samples", "linearised")
+
+
+@dataclass(frozen=True)
+class WeightPrediction:
+    """How a posterior over weights predicts, as plain values that a run can keep.
+
+    Attributes:
+        label: What the prediction path calls the method; part of the name of the samples' stream of randomness.
+        predict: ``samples`` or ``linearised``.
+        draws: Number of weight samples.
+        dropout: Whether every sample has a dropout draw of its own as well.
+        seed: Of the samples.
+    """
+
+    label: str
+    predict: str
+    draws: int
+    dropout: bool
+    seed: int
+
+    def predictor(
+        self, pl_module: L.LightningModule, posterior: Posterior, logits_fn: LogitsFn | None = None
+    ) -> Predict:
+        """Prediction with a posterior in place of a module's current weights.
+
+        Args:
+            pl_module: The module; its weights are the same afterwards.
+            posterior: What to predict with.
+            logits_fn: For modules that are not of this package: ``(module, batch)`` to logits ``[B, C]``.
+        """
+        if self.predict == "linearised":
+            return _linearised(pl_module, posterior, self.label)
+        bank = draw_bank(posterior, self.draws, self.seed, self.label)
+        return bank_predictor(pl_module, bank, logits_fn, stream(self.seed, "test") if self.dropout else None)
 
 
 class PosteriorCallback(L.Callback):
@@ -56,6 +91,7 @@ class PosteriorCallback(L.Callback):
             raise UsageError(f"predict is {predict!r}; allowed: {', '.join(PREDICTIONS)}, or none")
         self.samples, self.predict, self.dropout, self.seed, self.logits_fn = samples, predict, dropout, seed, logits_fn
         self._path: PredictionPath | None = None
+        self.served: tuple[Any, Posterior] | None = None  # how the evaluation that was last predicted, and with what
 
     @property
     def posterior(self) -> Posterior | None:
@@ -88,6 +124,7 @@ class PosteriorCallback(L.Callback):
         Raises:
             UsageError: no posterior, one of other names or shapes, or a module it cannot predict with this way.
         """
+        self.served = None
         if self.predict is None:
             return
         own = weight_sets(pl_module)[0]
@@ -96,6 +133,7 @@ class PosteriorCallback(L.Callback):
         path = prediction_path(pl_module, self.logits_fn)
         path.claim(self.label, self._predictor(pl_module, posterior))
         self._path = path
+        self.served = self.prediction(pl_module, posterior), posterior
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the prediction path; the bank of samples goes with it."""
@@ -109,12 +147,13 @@ class PosteriorCallback(L.Callback):
         """Leave the prediction path."""
         self.on_test_end(trainer, pl_module)
 
+    def prediction(self, pl_module: L.LightningModule, posterior: Posterior) -> WeightPrediction:
+        """How this callback predicts with a posterior, as plain values."""
+        assert self.predict is not None
+        return WeightPrediction(self.label, self.predict, self._draws(posterior), self.dropout, self.seed_of(pl_module))
+
     def _predictor(self, pl_module: L.LightningModule, posterior: Posterior) -> Predict:
-        if self.predict == "linearised":
-            return _linearised(pl_module, posterior, self.label)
-        seed = self.seed_of(pl_module)
-        bank = draw_bank(posterior, self._draws(posterior), seed, self.label)
-        return bank_predictor(pl_module, bank, self.logits_fn, stream(seed, "test") if self.dropout else None)
+        return self.prediction(pl_module, posterior).predictor(pl_module, posterior, self.logits_fn)
 
     def _draws(self, posterior: Posterior) -> int:
         """How many samples to draw: S for every component of a mixture."""

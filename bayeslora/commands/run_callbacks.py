@@ -13,6 +13,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from bayeslora.callbacks.predictions import Predictions
 from bayeslora.callbacks.report import Report
 from bayeslora.commands.checkpoints import load
+from bayeslora.serving.keep import KeepForServing
 from bayeslora.signals import Stopped, stopping
 
 
@@ -115,7 +116,7 @@ def stage_callbacks(stage: str, root: Path, config: Any) -> list[Callback]:
     callbacks: list[Callback] = [best, LastCheckpoint(folder, config.save_every_n_steps)]
     if stage in ("test", "predict"):
         callbacks.append(Predictions(overwrite=config.overwrite))
-    return [*callbacks, Report()] if stage == "test" else callbacks
+    return [*callbacks, Report(), KeepForServing()] if stage == "test" else callbacks
 
 
 def log_folder(root: Path, stage: str) -> str:

@@ -38,8 +38,11 @@ class ModelSide:
     def of(cls, trainer: Any) -> ModelSide | None:
         """The model that a trainer has been given; None where there is no trainer, or a model of another kind."""
         backbone = getattr(getattr(trainer, "lightning_module", None), "backbone", None)
-        if not isinstance(backbone, Backbone):
-            return None
+        return cls.of_backbone(backbone) if isinstance(backbone, Backbone) else None
+
+    @classmethod
+    def of_backbone(cls, backbone: Backbone) -> ModelSide:
+        """The model that a backbone is."""
         return cls(backbone.pretrained, backbone.revision, backbone.readout, backbone.num_labels)
 
     @property

@@ -9,20 +9,19 @@ from typing import Any
 import lightning
 
 from bayeslora.datamodules.arguments import check_arguments
-from bayeslora.datamodules.encode import Encoded, LabelTokenEncoder
-from bayeslora.datamodules.head import HeadEncoder
+from bayeslora.datamodules.encode import Encoded
 from bayeslora.datamodules.loader import AnswerLoader
 from bayeslora.datamodules.model_side import HEAD, LABEL_TOKEN, ModelSide
 from bayeslora.datamodules.position import position, refuse_changes
+from bayeslora.datamodules.prompting import Prompting, common_options
 from bayeslora.datamodules.protocols import Protocol, get_protocol
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.registry import get_benchmark
-from bayeslora.datamodules.rows import Rows, ShuffledOptions, in_orders
+from bayeslora.datamodules.rows import Rows, ShuffledOptions
 from bayeslora.datamodules.sampler import EvalBatches, TrainBatches, permutation
 from bayeslora.datamodules.source import Benchmark
 from bayeslora.datamodules.splits import CALIBRATION, fingerprint, load_parts, load_split, shared_questions
 from bayeslora.datamodules.tokenizer import load_tokenizer
-from bayeslora.datamodules.writer import ChatWriter, PromptWriter
 from bayeslora.errors import UsageError
 from bayeslora.models.pretrained import EMBEDDED
 
@@ -284,18 +283,32 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         return self._encoded[name]
 
     def _encoder(self, name: str) -> Any:
-        benchmark = self._benchmark(name)
-        if self.readout == HEAD:
-            return HeadEncoder(self.tokenizer, self.max_length, benchmark.pairs)
-        return LabelTokenEncoder(self._writer(benchmark.task), self.tokenizer, self.max_length)
+        return self.prompting(name).encoder(self.tokenizer)
 
-    def _writer(self, task: str) -> PromptWriter:
+    def prompting(self, name: str) -> Prompting:
+        """How the questions of a set are asked: all that makes their tokens but the questions themselves."""
+        benchmark = self._benchmark(name)
+        own = self.tokenizer_name is None and self.model_side is not None
+        tokenizer, revision = self.tokenizer_name or EMBEDDED, self.revision
+        if own:
+            assert self.model_side is not None
+            tokenizer, revision = self.model_side.pretrained, self.model_side.revision
         # One example more than are shown, since a training question is not shown in front of itself.
         chosen = permutation(len(self.train_questions), self.seed, "examples")[: self.shots + 1] if self.shots else []
-        examples = [self.train_questions[row] for row in chosen]
-        if self.chat:
-            return ChatWriter(self.protocol, task, examples, self.shots, self.tokenizer)
-        return PromptWriter(self.protocol, task, examples, self.shots)
+        return Prompting(
+            task=benchmark.task,
+            protocol=self.protocol.name,
+            tokenizer=tokenizer if isinstance(tokenizer, str) else str(tokenizer.name_or_path),
+            revision=revision,
+            readout=self.readout,
+            max_length=self.max_length,
+            pairs=benchmark.pairs,
+            chat=self.chat,
+            shots=self.shots,
+            examples=tuple(self.train_questions[row] for row in chosen),
+            permutations=self.permutations,
+            options=common_options(self._questions.get(name, [])),
+        )
 
     # ---- loaders
 
@@ -338,14 +351,14 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         if permutations == 1:
             rows = Rows([[item] for item in self.encoded(name)])
         else:
-            rows = Rows(in_orders(self.questions(name), self._encoder(name), permutations))
+            rows = self.prompting(name).rows(self.questions(name), self.tokenizer)
         size = max(1, self.eval_batch_size // permutations)
         return self._loader(name, rows, EvalBatches(rows.lengths, size, self.protocol.order, *self._ranks()))
 
     def _loader(
         self, name: str, rows: Rows, sampler: TrainBatches | EvalBatches, resume: tuple[int, int] | None = None
     ) -> AnswerLoader:
-        side = "left" if self.readout == LABEL_TOKEN else self.tokenizer.padding_side
+        side = self.prompting(name).padding_side(self.tokenizer)
         return AnswerLoader(rows, sampler, name, side, self.tokenizer.pad_token_id or 0, self.num_workers, resume)
 
     def _ranks(self) -> tuple[int, int]:

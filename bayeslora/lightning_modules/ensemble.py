@@ -138,6 +138,12 @@ class LoRAEnsemble(MultipleChoiceModule):
         """The members that have not failed, as points of a mixture."""
         return Mixture([Point(self.member_parameters(index)) for index in self.usable_members()])
 
+    def as_served(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """As for every module, with the members that predict alone."""
+        places = self.usable_members()
+        arguments, _ = super().as_served()
+        return arguments | {"members": [self.member_ids[place] for place in places]}, self._stack(places)
+
     def configure_model(self) -> None:
         """Load the base, put LoRA on it and stack the members.
 

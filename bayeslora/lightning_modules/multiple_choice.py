@@ -41,6 +41,7 @@ class MultipleChoiceModule(L.LightningModule):
         flat: Fields of ``optimisation`` by their own names, as before there was one; deprecated.
     """
 
+    load_on = torch.device("cpu")  # where a quantised base is put, unless a trainer says where
     own_entries: tuple[str, ...] = ()  # parts of names in an adapter's file that are this method's, not plain LoRA's
 
     def __init__(
@@ -95,7 +96,7 @@ class MultipleChoiceModule(L.LightningModule):
         """
         if self.model is not None:
             return
-        device = torch.device("cpu")
+        device = self.load_on
         if self._trainer is not None:
             refuse_shards(self.trainer, "LoRA")
             precision = self.trainer.precision
@@ -130,6 +131,14 @@ class MultipleChoiceModule(L.LightningModule):
     def posterior(self) -> Posterior:
         """What training has found, as a run folder keeps it: here the current weights as a point."""
         return Point(self.trainable())
+
+    def as_served(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Constructor arguments and parameters of a module that predicts as this one does now.
+
+        They are plain values and tensors, which a run keeps so that new questions can be asked.
+        """
+        arguments = {name: value for name, value in self.hparams.items() if not name.startswith("_")}
+        return arguments, self.state_dict()
 
     # --- prediction ----------------------------------------------------------------------------------------------
 

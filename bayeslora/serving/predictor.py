@@ -1,0 +1,261 @@
+"""Asks a finished run new questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+
+import bayeslora.lightning_modules as methods
+from bayeslora.datamodules.batch import collate
+from bayeslora.datamodules.encode import Encoded
+from bayeslora.datamodules.model_side import ModelSide
+from bayeslora.datamodules.option_order import merge_orders
+from bayeslora.datamodules.question import Question, from_choices, from_options
+from bayeslora.datamodules.tokenizer import load_tokenizer
+from bayeslora.decisions.rule import Decided, DecisionRule
+from bayeslora.errors import RunError, UsageError
+from bayeslora.lightning_modules.bare_base import BareBase
+from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
+from bayeslora.metrics.answers import Answers
+from bayeslora.serving.answer import Answer
+from bayeslora.serving.kept import Kept, load
+
+Given = Question | Mapping[str, Any] | str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A question that can be asked: it was checked and turned into tokens.
+
+    Attributes:
+        question: The question.
+        encodings: Its tokens, with its options in one or more orders.
+    """
+
+    question: Question
+    encodings: Sequence[Encoded]
+
+
+class Predictor:
+    """Answers questions as a run's own test answered its own, whatever the run's method.
+
+    Everything comes from the run folder's ``serving/``: no training data are read, and nothing is fitted. A question
+    gets the same answer alone and in any batch, up to the arithmetic of the batch's shape (1e-6 in float32).
+
+    Args:
+        kept: What a test has kept.
+        device: ``cpu``, ``cuda`` or another torch device; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        UsageError: a base model that is not there, or is not the run's.
+
+    Example:
+        >>> run = test_a_run()
+        >>> predictor = Predictor.from_run(run)
+        >>> answer = predictor({"question": "Which is larger?", "options": ["a mouse", "a house"]})
+        >>> len(answer.probs), 0 <= answer.epistemic <= answer.total
+        (2, True)
+    """
+
+    def __init__(self, kept: Kept, device: str = "auto") -> None:
+        found = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.kept, self.device = kept, torch.device(found)
+        self.prompting = kept.prompting
+        self.tokenizer = load_tokenizer(kept.prompting.tokenizer, kept.prompting.revision)
+        self.module = _module(kept, self.device)
+        self._model_side = ModelSide.of_backbone(self.module.backbone)
+        mixed = kept.precision in ("16-mixed", "bf16-mixed")
+        self._precision: Precision = MixedPrecision(kept.precision, self.device.type) if mixed else Precision()  # type: ignore[arg-type]
+        with torch.no_grad(), self._precision.forward_context():
+            if kept.prediction is not None:
+                assert kept.posterior is not None
+                predict = kept.prediction.predictor(self.module, kept.posterior)
+                self.module.prediction.claim(kept.prediction.label, predict)
+            self.module.on_test_start()
+        if kept.temperature != 1.0:
+            self.module.prediction.append("Temperature", lambda found: found.tempered(kept.temperature))
+
+    @classmethod
+    def from_run(cls, run: Path | str, device: str = "auto") -> Predictor:
+        """The predictor of a run that was tested.
+
+        Args:
+            run: The run folder.
+            device: See the class.
+
+        Raises:
+            UsageError: the run was not tested, is damaged, or its base model is not there or is another.
+        """
+        return cls(load(run), device)
+
+    @property
+    def rule(self) -> DecisionRule | None:
+        """The run's decision rule; None where it has none."""
+        return self.kept.rule
+
+    # --- questions -----------------------------------------------------------------------------------------------
+
+    def question(self, given: Given, options: Sequence[str] | None = None, fallback_id: str = "") -> Question:
+        """A question from what the caller has.
+
+        Args:
+            given: A question, a mapping with ``question`` and ``options`` (or ``choices`` as on the Hugging Face hub),
+                or the text alone.
+            options: What to choose from, where the text alone is given; None takes those of every question of the run.
+            fallback_id: The name of a question that has none.
+
+        Raises:
+            UsageError: it is none: no text, fewer than two options, or two that are the same.
+        """
+        if isinstance(given, Question):
+            found = given
+        else:
+            row: dict[str, Any] = {"question": given} if isinstance(given, str) else dict(given)
+            known = options or self.prompting.options
+            if "options" not in row and "choices" not in row and known is not None:
+                row["options"] = list(known)
+            found = _question(row, fallback_id)
+        if len(set(found.options)) < len(found.options):
+            raise UsageError(f"question {found.id!r} has the same option twice: {list(found.options)}")
+        if self.prompting.pairs and found.options != self.prompting.options:
+            raise UsageError(
+                f"question {found.id!r} has other classes than the run: {list(self.prompting.options or [])}"
+            )
+        return found
+
+    def prepare(self, questions: Sequence[Question]) -> list[Prepared]:
+        """Check questions and turn them into tokens.
+
+        Raises:
+            UsageError: one that is too long, or whose options the run's protocol has no labels for.
+        """
+        rows = self.prompting.rows(questions, self.tokenizer).encoded
+        for question, encodings in zip(questions, rows, strict=True):
+            self._model_side.check_rows(f"question {question.id!r}", encodings)
+        return [Prepared(*pair) for pair in zip(questions, rows, strict=True)]
+
+    # --- answers -------------------------------------------------------------------------------------------------
+
+    @overload
+    def __call__(self, given: Given, options: Sequence[str] | None = None) -> Answer: ...
+    @overload
+    def __call__(self, given: list[Given], options: Sequence[str] | None = None) -> list[Answer]: ...
+    def __call__(self, given: Given | list[Given], options: Sequence[str] | None = None) -> Answer | list[Answer]:
+        """Answer a question, or several.
+
+        Args:
+            given: See :meth:`question`; or a list of such.
+            options: See :meth:`question`.
+
+        Returns:
+            The answer; a list of answers, in their order, where a list is given.
+
+        Raises:
+            UsageError: what is given is no question that this run can be asked.
+        """
+        alone = not isinstance(given, list)
+        several: list[Given] = given if isinstance(given, list) else [given]
+        questions = [self.question(one, options, str(place)) for place, one in enumerate(several)]
+        found = self.answer(self.prepare(questions))
+        return found[0] if alone else found
+
+    def answer(self, prepared: Sequence[Prepared]) -> list[Answer]:
+        """Answers to questions that were prepared, in their order."""
+        return list(self._answers(prepared))
+
+    def predict(self, prepared: Sequence[Prepared]) -> Answers:
+        """Predictions for questions that were prepared, in their order, as metrics and files of answers take them."""
+        order = sorted(range(len(prepared)), key=lambda place: prepared[place].encodings[0].length)
+        batches = [order[i : i + self.kept.batch_size] for i in range(0, len(order), self.kept.batch_size)]
+        parts = [self._batch([prepared[place] for place in batch]) for batch in batches]
+        back = torch.tensor(order).argsort()
+        found = Answers.concatenate(parts)[back]
+        questions = [one.question for one in prepared]
+        keys = torch.tensor([question.key for question in questions])
+        return replace(found, example_id=[question.id for question in questions], key=keys)
+
+    def _batch(self, prepared: Sequence[Prepared]) -> Answers:
+        items = [(place, one.encodings) for place, one in enumerate(prepared)]
+        side = self.prompting.padding_side(self.tokenizer)
+        batch = collate(items, "questions", side, self.tokenizer.pad_token_id or 0).to(self.device)
+        with torch.no_grad(), self._precision.forward_context():
+            predictive = self.module.prediction(batch)
+        batch, predictive = merge_orders(batch, predictive)
+        if predictive.log_mean.isnan().any():
+            raise RunError(
+                "the probabilities of a question are NaN: the base model's arithmetic overflows; its dtype "
+                "and the run's precision say how it computes"
+            )
+        return Answers.from_predictive(predictive, torch.tensor([one.question.label for one in prepared]))
+
+    def _answers(self, prepared: Sequence[Prepared]) -> Iterator[Answer]:
+        if not prepared:
+            return
+        found = self.predict(prepared)
+        decided = None if self.rule is None else self.rule(found)
+        columns = (found.probs.tolist(), found.total.tolist(), found.aleatoric.tolist(), found.epistemic.tolist())
+        for place, (probs, total, aleatoric, epistemic) in enumerate(zip(*columns, strict=True)):
+            one = prepared[place]
+            probs = tuple(probs[: len(one.question.options)])
+            choice = max(range(len(probs)), key=probs.__getitem__)
+            yield Answer(
+                id=one.question.id,
+                options=one.question.options,
+                probs=probs,
+                choice=choice,
+                confidence=probs[choice],
+                total=total,
+                aleatoric=aleatoric,
+                epistemic=epistemic,
+                cut=any(encoding.cut for encoding in one.encodings),
+                **_decision(decided, place),
+            )
+
+
+def _decision(decided: Decided | None, place: int) -> dict[str, Any]:
+    if decided is None:
+        return {}
+    members = tuple(decided.sets[place].nonzero().squeeze(-1).tolist())
+    return {"prediction_set": members, "abstain": bool(decided.abstain[place]), "reason": decided.reason[place]}
+
+
+def _question(row: Mapping[str, Any], fallback_id: str) -> Question:
+    name = row.get("id", fallback_id)
+    if not any(key in row for key in ("question", "question_stem")):
+        raise UsageError(f"question {name!r} has no text; give it as 'question'")
+    if "options" not in row and "choices" not in row:
+        raise UsageError(f"question {name!r} has no options; give them as 'options', a list of texts")
+    try:
+        return from_options(row, fallback_id) if "options" in row else from_choices(row, fallback_id)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _module(kept: Kept, device: torch.device) -> MultipleChoiceModule:
+    """The run's module with its weights, on a device and ready to predict.
+
+    Raises:
+        UsageError: a class that is not of this package, or another base than the run's.
+    """
+    known = {name: getattr(methods, name) for name in methods.__all__} | {BareBase.__name__: BareBase}
+    if kept.module not in known:
+        raise UsageError(
+            f"the run's module is {kept.module}, which is not of this package; allowed: {', '.join(sorted(known))}"
+        )
+    module: MultipleChoiceModule = known[kept.module](**kept.arguments)
+    module.load_on = device
+    module.configure_model()
+    base = module.model.base_fingerprint
+    if base != kept.base:
+        raise UsageError(
+            f"the base model {module.backbone.pretrained} is not the one that the run was made with (fingerprint "
+            f"{base}, the run's {kept.base}); restore it"
+        )
+    if kept.weights:
+        module.load_state_dict(kept.weights)
+    return module.to(device).eval()
