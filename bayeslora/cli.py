@@ -22,7 +22,9 @@ commands:
   fit        train; writes checkpoints/ and posterior/ into the run folder (--trainer.default_root_dir)
   test       predict the test sets with the last checkpoint; writes test/ with predictions, metrics and plots
   validate   accuracy and likelihood on the validation questions
-  predict    predict the test sets without metrics; writes predict/predictions.parquet
+  predict    answer new questions with a run that was tested:
+             bayeslora predict --run DIR --questions my.jsonl --out answers.jsonl
+             or, with -c CONFIG, predict the test sets without metrics; writes predict/predictions.parquet
   ensemble   train what is missing of an ensemble: bayeslora ensemble -c CONFIG --members 5 --mode auto
   laplace    Laplace's Gaussian around a finished run or any adapter: bayeslora laplace -c CONFIG [--adapter DIR]
   tfb        make any LoRA adapter Bayesian without training: bayeslora tfb --adapter DIR -c CONFIG
@@ -74,7 +76,7 @@ def main(args: Sequence[str] | None = None) -> int:
     args = [arg for arg in args if arg != DEBUG]
     try:
         with signals_stop_the_command():
-            return _command(args[0])(args)
+            return _command(args)(args)
     except Stopped as stopped:
         print(_how_to_go_on(stopped, args), file=sys.stderr)
         return stopped.status
@@ -89,8 +91,13 @@ def console() -> None:
     raise SystemExit(main())
 
 
-def _command(name: str) -> Callable[[list[str]], int]:
+def _command(args: Sequence[str]) -> Callable[[list[str]], int]:
     """What runs a command, from all arguments; imported only now."""
+    name = args[0]
+    options = {arg.partition("=")[0] for arg in args}
+    if name == "predict" and ("--run" in options or not options & {"-c", "--config"} and options & {"-h", "--help"}):
+        own = import_module("bayeslora.commands.predict")
+        return lambda args: own.main(args[1:])
     if name in _LIGHTNING:
         return import_module("bayeslora.commands.lightning").run
     if name in _OWN:

@@ -1,0 +1,123 @@
+"""``bayeslora predict --run``: a file of questions becomes a file of answers, also after a kill and with bad lines."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bayeslora.callbacks.predictions import Predictions
+from bayeslora.cli import main
+from bayeslora.commands import predict as command
+from bayeslora.errors import UsageError
+from bayeslora.metrics.evaluate import evaluate
+from bayeslora.results.answer_file import read_answers, read_rows
+from bayeslora.results.prediction_file import read_predictions
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the embedded benchmark that was tested on twelve questions."""
+    import lightning as L
+
+    from bayeslora import KeepForServing, LoRAModule
+    from bayeslora.datamodules import SyntheticDataModule
+    from bayeslora.models.loading import LoRA
+
+    root = tmp_path_factory.mktemp("run")
+    data = SyntheticDataModule(labels=20, batch_size=4, eval_batch_size=4, max_test=12)
+    trainer = L.Trainer(
+        accelerator="cpu", default_root_dir=root, callbacks=[Predictions(), KeepForServing()], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False,
+    )  # fmt: skip
+    trainer.test(LoRAModule(lora=LoRA(r=2), samples=0), datamodule=data, verbose=False)
+    rows = [
+        {"id": q.id, "question": q.question, "context": q.context, "options": list(q.options), "label": q.label, "x": 7}
+        for q in data.questions("synthetic")
+    ]
+    (root / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def ask(run: Path, out: Path | str, *more: str, questions: str | None = None) -> int:
+    asked = questions or str(run / "asked.jsonl")
+    return main(["predict", f"--run={run}", "--questions", asked, "--out", str(out), "--device=cpu", *more])
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_answers_are_the_tests_own_and_keep_every_column(run: Path, tmp_path: Path, ending: str) -> None:
+    out = tmp_path / f"answers.{ending}"
+    assert ask(run, out) == 0
+    rows = list(read_rows(out))
+    kept = read_predictions(run / "test" / "predictions.parquet").datasets["synthetic"]
+    assert [row["id"] for row in rows] == list(kept.example_id)
+    assert all(row["x"] == 7 for row in rows)
+    for row, probs in zip(rows, kept.probs.tolist(), strict=True):
+        assert row["probabilities"] == pytest.approx(probs[: len(row["options"])], abs=1e-6)
+    labelled = read_answers(out).answers
+    assert labelled.label.tolist() == kept.label.tolist()
+
+
+def test_scored_answers_have_the_metrics_of_the_test(run: Path, tmp_path: Path) -> None:
+    ask(run, tmp_path / "answers.jsonl")
+    kept = read_predictions(run / "test" / "predictions.parquet").datasets["synthetic"]
+    own = evaluate({"a": read_answers(tmp_path / "answers.jsonl").answers}, "mle", 0)["datasets"]["a"]
+    test = evaluate({"a": kept}, "mle", 0)["datasets"]["a"]
+    for name in ("accuracy", "nll", "brier", "ece_15", "aurc"):
+        assert own[name] == pytest.approx(test[name], abs=1e-5), name
+
+
+def test_a_killed_command_is_continued(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_BATCHES", 1)
+    whole = tmp_path / "whole.jsonl"
+    ask(run, whole)
+    lines = whole.read_text().splitlines(keepends=True)
+    cut = tmp_path / "cut.jsonl"
+    (tmp_path / "cut.jsonl.partial").write_text("".join(lines[:5]) + lines[5][:20])
+    answered, _ = command.predict(run, run / "asked.jsonl", cut, device="cpu")
+    assert answered == 7
+    again = [json.loads(line) for line in cut.read_text().splitlines()]
+    for row, line in zip(again, lines, strict=True):
+        own = json.loads(line)
+        assert row["id"] == own["id"]
+        assert row["probabilities"] == pytest.approx(own["probabilities"], abs=1e-6)
+
+
+def test_bad_lines_have_a_number_and_can_be_left_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_BATCHES", 1)
+    good = (run / "asked.jsonl").read_text().splitlines()[:3]
+    letters = json.dumps({"question": "?", "options": [str(i) for i in range(40)]})
+    lines = [good[0], "{broken", good[1], '{"question": "no options"}', letters, "[1]", good[2], '{"options": ["a"]}']
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("\n".join(lines))
+    assert ask(run, tmp_path / "answers.jsonl", questions=str(asked)) == 2
+    said = capsys.readouterr().err
+    assert "line 2 of" in said
+    assert "--skip-bad-lines" in said
+    assert "Traceback" not in said
+    assert ask(run, tmp_path / "answers.jsonl", "--skip-bad-lines", questions=str(asked)) == 0
+    said = capsys.readouterr().err
+    assert [f"line {n} of" in said for n in range(1, 9)] == [False, True, False, True, True, True, False, True]
+    assert len(list(read_rows(tmp_path / "answers.jsonl"))) == 3
+    # what an earlier process has left is counted in answers, not in lines
+    kept = (tmp_path / "answers.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "answers.jsonl").unlink()
+    (tmp_path / "answers.jsonl.partial").write_text("".join(kept[:2]))
+    assert command.predict(run, asked, tmp_path / "answers.jsonl", "cpu", skip_bad_lines=True) == (1, 5)
+    assert [r["id"] for r in read_rows(tmp_path / "answers.jsonl")] == [json.loads(line)["id"] for line in good]
+
+
+def test_streams_and_files_that_are_in_the_way(
+    run: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (run / "asked.jsonl").open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        assert ask(run, "-", questions="-") == 0
+    assert len(capfdbinary.readouterr().out.splitlines()) == 12
+    (tmp_path / "there.jsonl").write_text("")
+    for out, message in ((tmp_path / "there.jsonl", b"--overwrite"), (tmp_path / "a.csv", b"does not end in")):
+        assert ask(run, out) == 2
+        assert message in capfdbinary.readouterr().err
+    with pytest.raises(UsageError, match="no file of questions"):
+        command.predict(run, tmp_path / "none.jsonl", tmp_path / "x.jsonl")
