@@ -95,7 +95,7 @@ def _command(args: Sequence[str]) -> Callable[[list[str]], int]:
     """What runs a command, from all arguments; imported only now."""
     name = args[0]
     options = {arg.partition("=")[0] for arg in args}
-    if name == "predict" and ("--run" in options or not options & {"-c", "--config"} and options & {"-h", "--help"}):
+    if name == "predict" and ("--run" in options or (not options & {"-c", "--config"} and options & {"-h", "--help"})):
         own = import_module("bayeslora.commands.predict")
         return lambda args: own.main(args[1:])
     if name in _LIGHTNING:
