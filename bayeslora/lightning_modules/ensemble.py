@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torchmetrics import MeanMetric
 
 from bayeslora.errors import RunError, UsageError
 from bayeslora.lightning_modules.grad_scaler import may_overflow
 from bayeslora.lightning_modules.member_states import FAILED, STOPPED, TRAINING, MemberStates
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
+from bayeslora.lightning_modules.progress import bar_is_shown
 from bayeslora.models.answer_model import Vocabulary
 from bayeslora.models.in_place import write_weights
 from bayeslora.models.loading import Backbone, LoRA, initialise
-from bayeslora.models.members import backpropagated, product_norms, stack_members
+from bayeslora.models.members import backpropagated, gradient_norms, product_norms, stack_members
 from bayeslora.posteriors.members.store import MemberStore
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.point import Point
@@ -216,9 +216,8 @@ class LoRAEnsemble(MultipleChoiceModule):
         losses = [partial(self._loss_of, places, batches) for places in self._passes(batches)]
         loss = losses[0]() if len(losses) == 1 else backpropagated(losses, list(self.trainable().values()))
         self._micro_step += 1
-        self.log(
-            "train/loss", loss.detach() / max(1, len(self.active_members())), prog_bar=True, batch_size=len(batches[0])
-        )
+        mean = loss.detach() / max(1, len(self.active_members()))
+        self.log("train/loss", mean, prog_bar=bar_is_shown(self._trainer), batch_size=len(batches[0]))
         self._stop_if_none_trains()
         return loss
 
@@ -253,6 +252,8 @@ class LoRAEnsemble(MultipleChoiceModule):
                 rows = batches[place].example_id.tolist()
                 self._fail(place, f"its loss at step {self.global_step} is not finite, rows {rows}")
         active = [index for index, place in enumerate(places) if place in self.active_members()]
+        if len(active) == len(places):
+            return losses.sum()  # a list as an index would make a GPU's host wait
         return losses[active].sum() if active else 0 * next(iter(self.trainable().values())).sum()
 
     def member_losses(self, places: Sequence[int], batches: Sequence[AnswerBatch]) -> Tensor:
@@ -316,7 +317,7 @@ class LoRAEnsemble(MultipleChoiceModule):
     ) -> None:
         """Clip every member's gradient by its own norm; members whose gradient is not finite fail before the step."""
         parameters = [p for p in self.trainable().values() if p.grad is not None]
-        norms = _gradient_norms([p.grad for p in parameters])  # type: ignore[misc]
+        norms = gradient_norms([p.grad for p in parameters])  # type: ignore[misc]
         broken = [place for place, fine in enumerate(norms.isfinite().tolist()) if not fine]
         for place in broken if broken and not may_overflow(self.trainer) else []:
             if place in self.active_members():
@@ -385,13 +386,6 @@ class LoRAEnsemble(MultipleChoiceModule):
             )
         self.states.load_state_dict(states)
         super().on_load_checkpoint(checkpoint)
-
-
-def _gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
-    """Norm of every member's gradient, ``[M]``, from stacked gradients ``[M, *shape]``."""
-    return torch.stack(
-        [get_total_norm(own) for own in zip(*(gradient.unbind() for gradient in gradients), strict=True)]
-    )
 
 
 def _rows_of(optimizer: torch.optim.Optimizer, places: list[int]) -> list[tuple[Tensor, list[int], Tensor]]:

@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 from bayeslora.errors import UsageError, require
 from bayeslora.lightning_modules.optimisation import Optimisation
 from bayeslora.lightning_modules.prediction_path import PredictionPath
+from bayeslora.lightning_modules.progress import bar_is_shown
 from bayeslora.lightning_modules.refusals import refuse_shards, stop_at_nan
 from bayeslora.models.answer_model import AnswerModel, Vocabulary
 from bayeslora.models.in_place import write_weights
@@ -249,7 +250,7 @@ class MultipleChoiceModule(L.LightningModule):
         loss = self.loss(batch)
         stop_at_nan(loss, batch, f"the loss at step {self.global_step}")
         self._micro_step += 1
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss.detach(), prog_bar=bar_is_shown(self._trainer), batch_size=len(batch))
         return loss
 
     def loss(self, batch: AnswerBatch) -> Tensor:

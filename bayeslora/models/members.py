@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.nn.utils import get_total_norm
 
 from bayeslora.errors import UsageError
 from bayeslora.models.noise import positions_from_last, row_keys
@@ -102,6 +103,13 @@ def joined_state(batch: AnswerBatch, samples: Samples) -> SiteState:
         keys = every.view(len(samples), len(samples), -1)[own, own].flatten()  # sample s of batch s, of all pairs
         positions = positions_from_last(batch.attention_mask)
     return SiteState(len(samples), samples.weights, keys, positions, samples.perturbations, mask=batch.attention_mask)
+
+
+def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """Norm of every member's gradient, ``[M]``, from stacked gradients ``[M, *shape]``."""
+    return torch.stack(
+        [get_total_norm(own) for own in zip(*(gradient.unbind() for gradient in gradients), strict=True)]
+    )
 
 
 def product_norms(parameters: Mapping[str, Tensor]) -> Tensor:

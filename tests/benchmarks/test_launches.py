@@ -13,21 +13,21 @@ ROOT = Path(__file__).resolve().parents[2]
 # By sites and method: operations of a layer beyond peft's, there and back, and waits of a step. Follow the code down.
 MOST = {
     "q, v": {
-        "LoRA": (-2, 3),
-        "keyed dropout": (18, 3),
+        "LoRA": (-2, 2),
+        "keyed dropout": (18, 2),
         "MC dropout, ten in one pass": (20, 2),
-        "BLoB": (102, 3),
-        "C-LoRA": (202, 3),
-        "ensemble of 5": (2, 5),
+        "BLoB": (102, 2),
+        "C-LoRA": (202, 2),
+        "ensemble of 5": (2, 3),
         "bank of 5 weight sets": (2, 2),
     },
     "all": {
-        "LoRA": (-2, 3),
-        "keyed dropout": (68, 3),
+        "LoRA": (-2, 2),
+        "keyed dropout": (68, 2),
         "MC dropout, ten in one pass": (65, 2),
-        "BLoB": (363, 3),
-        "C-LoRA": (712, 3),
-        "ensemble of 5": (12, 5),
+        "BLoB": (363, 2),
+        "C-LoRA": (712, 2),
+        "ensemble of 5": (12, 3),
         "bank of 5 weight sets": (2, 2),
     },
 }
