@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bayeslora.lightning_modules.blob import BLoBModule as BLoBModule
     from bayeslora.lightning_modules.c_lora import CLoRAModule as CLoRAModule
     from bayeslora.lightning_modules.ensemble import LoRAEnsemble as LoRAEnsemble
+    from bayeslora.lightning_modules.ivon import IVONModule as IVONModule
     from bayeslora.lightning_modules.lora import LoRAModule as LoRAModule
     from bayeslora.lightning_modules.optimisation import Optimisation as Optimisation
     from bayeslora.lightning_modules.scalabl import ScalaBLModule as ScalaBLModule
@@ -59,6 +60,7 @@ _PUBLIC = {
     "Decision": "bayeslora.callbacks.decision",
     "DecisionRule": "bayeslora.decisions.rule",
     "Dynamics": "bayeslora.callbacks.dynamics",
+    "IVONModule": "bayeslora.lightning_modules.ivon",
     "JSONLDataModule": "bayeslora.datamodules",
     "Laplace": "bayeslora.callbacks.laplace",
     "KeepForServing": "bayeslora.serving.keep",

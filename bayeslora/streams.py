@@ -1,6 +1,8 @@
 """Named streams of randomness: every draw in the package says which stream it belongs to, never ``seed + k``."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -18,3 +20,20 @@ def stream(*parts: int | str) -> int:
 def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh torch generator on the stream that ``parts`` name."""
     return torch.Generator(device).manual_seed(stream(*parts))
+
+
+@contextmanager
+def global_draws(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Within the block, what a library draws from the global generators starts from ``seed``; then they are as before.
+
+    Args:
+        seed: Of a stream, see :func:`stream`.
+        device: Whose generator is meant beside the CPU's.
+    """
+    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would seed, or later seed, every GPU too
+        for one in devices:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
+        yield

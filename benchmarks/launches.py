@@ -38,6 +38,7 @@ from bayeslora.lightning_modules import multiple_choice
 from bayeslora.lightning_modules.blob import BLoBModule
 from bayeslora.lightning_modules.c_lora import CLoRAModule
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
+from bayeslora.lightning_modules.ivon import IVONModule
 from bayeslora.lightning_modules.lora import LoRAModule
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.scalabl import ScalaBLModule
@@ -89,6 +90,7 @@ METHODS = {
     "MC dropout, ten in one pass": Method(lambda *a: LoRAModule(*a, samples=SAMPLES), "test", 1.3, dropout=0.1),
     "BLoB": Method(BLoBModule, "fit", 1.8),
     "ScalaBL": Method(ScalaBLModule, "fit", 1.3),
+    "IVON": Method(IVONModule, "fit", 1.3),
     "C-LoRA": Method(CLoRAModule, "fit", 2.2),
     "ensemble of 5": Method(lambda *a: LoRAEnsemble(*a, members=MEMBERS, share_data_order=True), "fit", 1.1),
     "bank of 5 weight sets": Method(Bank, "test", 1.1),

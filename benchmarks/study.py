@@ -68,6 +68,7 @@ ROWS = {
     "blob": Row(("blob",)),
     "blob_mean": Row(("blob", "blob_mean"), trained="blob"),
     "scalabl": Row(("scalabl",)),
+    "ivon": Row(("ivon",)),
     "blob_mean_tfb": Row(("blob", "blob_mean", "tfb"), trained="blob"),
 }
 

@@ -17,11 +17,11 @@ import lightning as L
 import torch
 from measure import quiet
 
-from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA, ScalaBLModule
+from bayeslora import Backbone, BLoBModule, CLoRAModule, IVONModule, LoRA, ScalaBLModule
 from bayeslora.datamodules import SyntheticDataModule
 from bayeslora.types import AnswerBatch, Predictive
 
-METHODS = {"BLoBModule": BLoBModule, "CLoRAModule": CLoRAModule, "ScalaBLModule": ScalaBLModule}
+METHODS = {kind.__name__: kind for kind in (BLoBModule, CLoRAModule, IVONModule, ScalaBLModule)}
 LEARNING_RATE = 5e-4  # the quickstart's, of the means
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import bayeslora.commands.lightning as lightning_cli
-from bayeslora import BLoBModule, CLoRAModule, ScalaBLModule
+from bayeslora import BLoBModule, CLoRAModule, IVONModule, ScalaBLModule
 from bayeslora.cli import main
 
 ROOT = Path(__file__).parent.parent / "configs"
@@ -81,7 +81,7 @@ def test_commands_in_headers_parse(args: tuple[str, ...], tmp_path: Path, monkey
     if overlays & {"blob_mean", "c_lora_mean"}:
         assert line.model.samples == 0
         assert Path(checkpoints[0]).parents[1] != root  # another run's checkpoint, whose results stay
-    elif isinstance(line.model, BLoBModule | CLoRAModule | ScalaBLModule):
+    elif isinstance(line.model, BLoBModule | CLoRAModule | ScalaBLModule | IVONModule):
         assert line.model.samples == 10
     if "papers" in root.parts and hasattr(line.model, "context"):
         assert (line.model.context == "free") == ("c_lora_fe" in overlays) == root.name.endswith("-fe")

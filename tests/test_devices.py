@@ -25,6 +25,7 @@ from bayeslora.datamodules.synthetic import SyntheticDataModule
 from bayeslora.lightning_modules.blob import BLoBModule
 from bayeslora.lightning_modules.c_lora import CLoRAModule
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
+from bayeslora.lightning_modules.ivon import IVONModule
 from bayeslora.lightning_modules.lora import LoRAModule
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.scalabl import ScalaBLModule
@@ -40,6 +41,7 @@ MODULES: dict[str, Callable[[Backbone], MultipleChoiceModule]] = {
     "blob": lambda base: BLoBModule(base, SITES, samples=2),
     "bbb": lambda base: BLoBModule(base, SITES, factors="AB", predict="flipout", samples=2),
     "scalabl": lambda base: ScalaBLModule(base, SITES, samples=2),
+    "ivon": lambda base: IVONModule(base, SITES, samples=2),
     "c_lora": lambda base: CLoRAModule(base, SITES, samples=2),
     "c_lora_release": lambda base: CLoRAModule(base, SITES, init="release", context="free", samples=2),
 }

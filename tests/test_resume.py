@@ -44,6 +44,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "blob": ("BLoBModule", CYCLE, TRAINER),
     "blob_two": ("BLoBModule", {**CYCLE, "optimisers": "two"}, {}),
     "scalabl": ("ScalaBLModule", {**CYCLE, "scale_learning_rate": 0.05}, TRAINER),
+    "ivon": ("IVONModule", {"learning_rate": 0.3, "ess": 1e4}, TRAINER),
     "c_lora_two": ("CLoRAModule", {**CYCLE, "optimisers": "two"}, {}),
 }
 

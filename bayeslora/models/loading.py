@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.models.pretrained import ADAPTER_CONFIG, cannot_load, resolve_pretrained
 from bayeslora.models.sites import ADAPTER, SiteContext, install_sites, plain_name
-from bayeslora.streams import generator, stream
+from bayeslora.streams import generator, global_draws, stream
 
 if TYPE_CHECKING:
     from bayeslora.models.answer_model import AnswerModel
@@ -117,25 +116,10 @@ def load_answer_model(
         UsageError: a model or adapter that cannot be found, does not fit, or is of a kind not supported.
     """
     device = torch.device(device)
-    with _own_draws(stream(seed, "head"), device):
+    # A trainer builds its model within the context of its own device, where a base would be drawn, and put, on the GPU.
+    with torch.device("cpu"), global_draws(stream(seed, "head"), device):
         base = _load_base(backbone, device)
     return wrap(base, backbone, lora, seed, own)
-
-
-@contextmanager
-def _own_draws(seed: int, device: torch.device) -> Iterator[None]:
-    """Within the block, what is drawn from the global generators starts from ``seed``; then they are as they were.
-
-    Tensors are made on the CPU where nobody names a device: a trainer builds its model within the context of its own
-    device, where a base would be drawn, and put, on the GPU.
-    """
-    devices = [device] if device.type == "cuda" else []
-    with torch.device("cpu"), torch.random.fork_rng(devices=devices):
-        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would seed, or later seed, every GPU too
-        for one in devices:
-            with torch.cuda.device(one):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def wrap(base: nn.Module, backbone: Backbone, lora: LoRA, seed: int, own: tuple[str, ...] = ()) -> AnswerModel:

@@ -7,13 +7,15 @@ from typing import Any
 import lightning as L
 import torch
 
-from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA, ScalaBLModule
+from bayeslora import Backbone, BLoBModule, CLoRAModule, IVONModule, LoRA, ScalaBLModule
 from bayeslora.datamodules import JSONLDataModule
+from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 
-CASES: dict[str, tuple[type[BLoBModule | CLoRAModule | ScalaBLModule], dict[str, Any]]] = {
+CASES: dict[str, tuple[type[MultipleChoiceModule], dict[str, Any]]] = {
     "blob": (BLoBModule, {"init_std": 0.1}),
     "blob two": (BLoBModule, {"init_std": 0.1, "optimisers": "two"}),
     "scalabl": (ScalaBLModule, {"init_std": 0.2}),
+    "ivon": (IVONModule, {"ess": 1e6}),
     "c_lora": (CLoRAModule, {"init_std": 0.2, "kl_schedule": "cyclic"}),
     "c_lora two": (CLoRAModule, {"init_std": 0.2, "kl_schedule": "cyclic", "optimisers": "two"}),
 }
@@ -35,7 +37,8 @@ class Gradients(L.Callback):
 def gradients(case: str, root: Path, data: Path, processes: int) -> list[dict[str, torch.Tensor]]:
     """Of a run on ``processes`` that share every batch, from factors that are not zero."""
     kind, options = CASES[case]
-    module = kind(Backbone("embedded"), LoRA(), learning_rate=1e-6, kl_weight=5.0, seed=1, **options)
+    divergence = {} if kind is IVONModule else {"kl_weight": 5.0}
+    module = kind(Backbone("embedded"), LoRA(), learning_rate=1e-6, seed=1, **divergence, **options)
     module.configure_model()
     source = torch.Generator().manual_seed(2)
     for name, parameter in module.trainable().items():

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch.amp import GradScaler
 
-from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA, LoRAEnsemble, Optimisation
+from bayeslora import Backbone, BLoBModule, CLoRAModule, IVONModule, LoRA, LoRAEnsemble, Optimisation
 from bayeslora.datamodules import SyntheticDataModule
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.types import AnswerBatch
@@ -89,3 +89,15 @@ def test_two_optimisers_step_under_one_scale(tmp_path: Path, kind: type[Multiple
     assert scaler.get_scale() == 2.0**5  # doubled in each of four steps
     for name, value in plain.items():
         torch.testing.assert_close(scaled[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_ivon_is_not_shown_the_gradients_of_a_step_that_overflows(tmp_path: Path) -> None:
+    pytest.importorskip("ivon")
+    rate = Optimisation(1.0, warmup=0.0)
+    module = IVONModule(Backbone("embedded"), LoRA(r=2, target_modules=["q_proj"]), ess=1e4, optimisation=rate, seed=1)
+    scaler = GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-100)
+    weights = _fitted(tmp_path, module, scaler)
+    assert scaler.get_scale() == 2.0**27  # one overflow
+    assert all(value.isfinite().all() for value in weights.values())
+    assert all((value != 0).any() for name, value in weights.items() if ".lora_B." in name)
+    assert all(std.isfinite().all() for std in module.posterior().std().values())

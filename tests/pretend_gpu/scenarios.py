@@ -38,6 +38,7 @@ from bayeslora.curvature.fit import STRUCTURES
 from bayeslora.lightning_modules.blob import BLoBModule
 from bayeslora.lightning_modules.c_lora import CLoRAModule
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
+from bayeslora.lightning_modules.ivon import IVONModule
 from bayeslora.lightning_modules.lora import LoRAModule
 from bayeslora.lightning_modules.scalabl import ScalaBLModule
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model
@@ -132,7 +133,7 @@ def ensemble() -> None:
 
 def adapters() -> None:
     """Adapters of finished runs as the start of others: plain, with a spread, and with contextual modules."""
-    for kind in (LoRAModule, BLoBModule, CLoRAModule, ScalaBLModule):
+    for kind in (LoRAModule, BLoBModule, CLoRAModule, ScalaBLModule, IVONModule):
         folder, module = Path(tempfile.mkdtemp()), kind(Backbone(), LoRA(r=2, target_modules=["q_proj"]))
         runs.trainer(folder).fit(module, datamodule=runs.questions())
         base = Backbone(adapter=runs.saved(folder, module))
@@ -219,6 +220,7 @@ GROUPS: dict[str, dict[str, Callable[[], Any]]] = {
         ),
         "bbb": partial(every_stage, lambda: BLoBModule(Backbone(), SITES, factors="AB", predict="flipout", samples=2)),
         "scalabl": partial(every_stage, lambda: ScalaBLModule(Backbone(), SITES, samples=2)),
+        "ivon": partial(every_stage, lambda: IVONModule(Backbone(), SITES, samples=2)),
         "c_lora": partial(every_stage, lambda: CLoRAModule(Backbone(), SITES, samples=2)),
         "c_lora_two": partial(
             every_stage, lambda: CLoRAModule(Backbone(), SITES, context="sequence", optimisers="two", samples=2)

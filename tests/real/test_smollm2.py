@@ -118,6 +118,7 @@ METHODS = {
     "c_lora": (("c_lora",), ("--model.samples=2",)),
     "blob": (("blob",), ("--model.samples=2",)),
     "scalabl": (("scalabl",), ("--model.samples=2",)),
+    "ivon": (("ivon",), ("--model.samples=2",)),
     "tfb": (("tfb",), ("--trainer.callbacks.samples=2", "--trainer.callbacks.anchors=4")),
 }
 
