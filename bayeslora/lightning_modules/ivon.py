@@ -118,7 +118,7 @@ class IVONModule(GaussianModule):
         Raises:
             UsageError: ``ivon-opt`` is not installed.
         """
-        _ = self.trainer.estimated_stepping_batches  # makes the loader whose questions are counted
+        self.trainer.fit_loop.setup_data()  # the loader whose questions are counted
         self._ivon = resumable(
             _ivon()(
                 list(self.trainable().values()),
