@@ -70,7 +70,7 @@ class IVONModule(GaussianModule):
         lora: LoRA | None = None,
         *,
         ess: float | None = None,
-        hess_init: float = 1e-3,
+        hess_init: float = 1.0,
         beta1: float = 0.9,
         beta2: float = 0.99999,
         clip_radius: float = 1e-3,
