@@ -24,6 +24,8 @@ from bayeslora.commands.old_names import current_names
 from bayeslora.commands.run_callbacks import SaveStageConfig, SignalGate, log_folder, stage_callbacks
 from bayeslora.commands.trust import FLAG
 from bayeslora.commands.wording import one_line_errors, quiet
+from bayeslora.datamodules.protocols import get_protocol
+from bayeslora.datamodules.protocols.own_file import is_file_name
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.bare_base import BareBase
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
@@ -95,6 +97,7 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Decide the run folder, and refuse what cannot run, before anything is loaded."""
         config = self.config[self.subcommand]
+        keep_by_content(config.data)
         self._root = run_folder(config.trainer)
         if shadow := next(self._root.glob("hpc_ckpt_*"), None):
             raise UsageError(
@@ -170,6 +173,13 @@ def run_folder(trainer: Any) -> Path:
     folder = Path(trainer.default_root_dir).expanduser()
     trainer.default_root_dir = str(folder)
     return folder
+
+
+def keep_by_content(data: Any) -> None:
+    """Put what a protocol's file says in the place of its name, so that the saved configuration outlives the file."""
+    given = data.init_args.get("protocol")
+    if isinstance(given, str) and is_file_name(given):
+        data.init_args["protocol"] = get_protocol(given).saved()
 
 
 def leaves_nothing(trainer: Any) -> bool:

@@ -30,9 +30,13 @@ def check_arguments(data: Any) -> None:
     prompting = {"shots": data.shots, "chat": data.chat}
     ordering = {"shuffle_options": data.shuffle_options, "permutations": data.permutations - 1}
     for name, value in (prompting | ordering).items():
-        if value and data.protocol.name != "default":
-            raise UsageError(f"{name} is given with protocol {data.protocol.name!r}, which fixes it; use 'default'")
+        if value and not data.protocol.extensible:
+            raise UsageError(
+                f"{name} is given with protocol {data.protocol.name!r}, which fixes it; use 'default' or your own"
+            )
         if value and data.readout == HEAD:
             raise UsageError(f"{name} is given with readout 'head', which has no prompt; use 'label_token'")
-    if data.readout == HEAD and data.protocol.name != "default":
+        if value and name in ordering:
+            data.protocol.refuse_other_orders(name)
+    if data.readout == HEAD and data.protocol.saved() != "default":
         raise UsageError(f"readout is 'head' with protocol {data.protocol.name!r}; allowed with 'head': 'default'")

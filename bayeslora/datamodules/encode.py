@@ -110,5 +110,5 @@ def _enough(questions: Sequence[Question], labels: Sequence[Sequence[str]]) -> N
         if len(names) < len(question.options):
             raise UsageError(
                 f"question {question.id!r} has {len(question.options)} options, the protocol labels for {len(names)}; "
-                "use protocol 'default' (up to 26)"
+                "use protocol 'default' (up to 26), or your own with more words"
             )

@@ -38,7 +38,9 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
     Args:
         benchmark: Where the questions come from.
         data_dir: Folder with JSONL files laid out as on the hub; None asks the hub or its local cache.
-        protocol: Prompt, splits, option filter, label tokens, truncation and loss support together.
+        protocol: Prompt, splits, option filter, label tokens, truncation and loss support together: a name, or one's
+            own prompt and label words as a YAML file (``my.yaml``), its content, or an
+            :class:`~bayeslora.datamodules.protocols.own.OwnProtocol`.
         labels: Label budget, training and validation together, a fifth of it validation; None takes the splits whole.
         calibration: Labelled questions that nothing is fitted or chosen on, so that a threshold's promise may rest on
             them: a share of the budget below 1, a number of questions out of it from 1 on, or the name of a split. None
@@ -69,7 +71,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         self,
         benchmark: Benchmark,
         data_dir: str | None = None,
-        protocol: str = "default",
+        protocol: Any = "default",
         labels: int | None = None,
         calibration: float | str | None = None,
         ood: list[str] | None = None,
@@ -297,7 +299,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         chosen = permutation(len(self.train_questions), self.seed, "examples")[: self.shots + 1] if self.shots else []
         return Prompting(
             task=benchmark.task,
-            protocol=self.protocol.name,
+            protocol=self.protocol.saved(),
             tokenizer=tokenizer if isinstance(tokenizer, str) else str(tokenizer.name_or_path),
             revision=revision,
             readout=self.readout,
@@ -385,7 +387,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
 
     def _order_depends_on(self) -> dict[str, Any]:
         return {
-            "protocol": self.protocol.name,
+            "protocol": self.protocol.saved(),
             "seed": self.seed,
             "batch_size": self.batch_size,
             "processes": self._ranks()[1],

@@ -21,7 +21,7 @@ class Prompting:
 
     Attributes:
         task: The benchmark's name among the protocol's tasks.
-        protocol: Name of the protocol.
+        protocol: Name of the protocol, or the whole of one's own.
         tokenizer: Name or folder of the tokenizer.
         revision: Of the tokenizer, on the hub.
         readout: ``label_token`` or ``head``.
@@ -35,7 +35,7 @@ class Prompting:
     """
 
     task: str
-    protocol: str
+    protocol: str | dict[str, Any]
     tokenizer: str
     revision: str | None
     readout: str

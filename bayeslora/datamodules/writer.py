@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from bayeslora.datamodules.protocols import Prompt, Protocol
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.tokenizer import control_token
@@ -37,7 +39,8 @@ class PromptWriter:
     def write(self, question: Question, shots: int | None = None) -> Prompt:
         """The text up to the answer slot, with ``shots`` examples (all by default)."""
         body = self.protocol.prompt(self.task, question)
-        worked = "".join(f"{asked}{self.separator}{label}\n\n" for asked, label in self._worked(question, shots))
+        worked = f"{self.protocol.system}\n\n" if self.protocol.system else ""
+        worked += "".join(f"{asked}{self.separator}{label}\n\n" for asked, label in self._worked(question, shots))
         return body.moved_into(worked + body.text, len(worked))
 
     def _worked(self, question: Question, shots: int | None) -> list[tuple[str, str]]:
@@ -62,7 +65,7 @@ class ChatWriter(PromptWriter):
         tokenizer: A Hugging Face tokenizer.
 
     Raises:
-        UsageError: the tokenizer has no chat template.
+        UsageError: the tokenizer has no chat template, or one that has no place for the protocol's system instruction.
     """
 
     bare = False
@@ -73,7 +76,13 @@ class ChatWriter(PromptWriter):
             name = tokenizer.name_or_path
             raise UsageError(f"chat is true, but the tokenizer {name!r} has no chat template; set chat to false")
         self.tokenizer = tokenizer
+        self.system = [{"role": "system", "content": protocol.system}] if protocol.system else []
         probe = self._until_answer([_user("?")])
+        if protocol.system.strip() not in probe:
+            raise UsageError(
+                f"the chat template of {tokenizer.name_or_path!r} leaves the protocol's system instruction out; write "
+                "it into the template of the protocol"
+            )
         self.separator = probe[len(probe.rstrip(" ")) :]
 
     def write(self, question: Question, shots: int | None = None) -> Prompt:
@@ -92,7 +101,14 @@ class ChatWriter(PromptWriter):
 
     def _until_answer(self, turns: list[Turn]) -> str:
         template = self.tokenizer.apply_chat_template
-        one, other = (template([*turns, _assistant(x)], tokenize=False, date_string=DATE) for x in ("A", "B"))
+        turns = [*self.system, *turns]
+        try:
+            one, other = (template([*turns, _assistant(x)], tokenize=False, date_string=DATE) for x in ("A", "B"))
+        except TemplateError as error:
+            raise UsageError(
+                f"the chat template of {self.tokenizer.name_or_path!r} refuses {', '.join(t['role'] for t in turns)}, "
+                f"assistant ({error}); where it has no system turn, write the instruction into the protocol's template"
+            ) from error
         return one[: next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)]
 
 

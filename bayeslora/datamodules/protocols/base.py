@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from bayeslora.datamodules.question import LETTERS, Question
 from bayeslora.datamodules.sampler import Order
 from bayeslora.datamodules.source import Benchmark
-from bayeslora.errors import UsageError, require_choice
+from bayeslora.errors import UsageError
 
 Support = Literal["options", "options_and_rest", "full_vocab"]
+Words = str | tuple[str, ...] | Mapping[str, str]
 PROTOCOLS = {
     "default": "Default",
     "laplace_lora": "LaplaceLoRA",
@@ -69,20 +69,24 @@ class Protocol:
         labels_from: How label tokens are found: ``context`` (the one token that follows the prompt), or the ``first``
             or ``last`` token of the label on its own.
         separator: Between prompt and label.
+        system: An instruction in front of everything, worked examples included.
         order: Of the batches.
         drop_last: Whether a last batch that is not full is left out, in training and in evaluation.
         tasks: The tasks it defines prompts for; None is any.
+        extensible: Whether worked examples, a chat template and other orders of the options may be added to it.
     """
 
-    name: ClassVar[str]
-    support: ClassVar[Support] = "options"
-    max_length: ClassVar[int] = 1024
-    cut: ClassVar[Literal["front", "right"]] = "front"
-    labels_from: ClassVar[Literal["context", "first", "last"]] = "context"
-    separator: ClassVar[str] = " "
-    order: ClassVar[Order] = "bucketed"
-    drop_last: ClassVar[bool] = False
-    tasks: ClassVar[tuple[str, ...] | None] = None
+    name: str
+    support: Support = "options"
+    max_length: int = 1024
+    cut: Literal["front", "right"] = "front"
+    labels_from: Literal["context", "first", "last"] = "context"
+    separator: str = " "
+    system: str = ""
+    order: Order = "bucketed"
+    drop_last: bool = False
+    tasks: tuple[str, ...] | None = None
+    extensible: ClassVar[bool] = False
 
     def prompt(self, task: str, question: Question) -> Prompt:
         """The text up to the answer slot."""
@@ -91,6 +95,13 @@ class Protocol:
     def labels(self, task: str, question: Question) -> Sequence[str]:
         """The label of each answer, as text; its token is what the model is to predict."""
         return letters(question)
+
+    def saved(self) -> str | dict[str, Any]:
+        """What a run keeps of it, from which ``get_protocol`` makes the same: its name, or all of it."""
+        return self.name
+
+    def refuse_other_orders(self, what: str) -> None:
+        """Refuse to show options in other orders where that makes no sense; ``what`` asked for it."""
 
     def ends_with_eos(self, task: str) -> bool:
         """Whether an end-of-sequence token follows the prompt."""
@@ -129,14 +140,3 @@ def letters(question: Question) -> str:
             "leave options out, or split the question"
         )
     return LETTERS[: len(question.options)]
-
-
-def get_protocol(name: str) -> Protocol:
-    """The protocol of a name.
-
-    Raises:
-        UsageError: a name that is none of them.
-    """
-    require_choice("protocol", name, PROTOCOLS)
-    module = import_module(f"bayeslora.datamodules.protocols.{name}")
-    return getattr(module, PROTOCOLS[name])()

@@ -10,6 +10,7 @@ class Default(Protocol):
     """A passage where there is one, the question, lettered options on lines of their own, ``Answer:``."""
 
     name = "default"
+    extensible = True
 
     def prompt(self, task: str, question: Question) -> Prompt:
         """The text up to the answer slot."""

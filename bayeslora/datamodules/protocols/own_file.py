@@ -1,0 +1,54 @@
+"""A protocol in a file of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bayeslora.errors import UsageError
+
+ENDINGS = (".yaml", ".yml", ".json")
+
+
+class _Texts(yaml.BaseLoader):
+    """Reads YAML whose every value is text, so that ``yes`` and ``no`` are words, and whose keys stand once."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; a key that is there already is an error that names it."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := next((key for place, key in enumerate(keys) if key in keys[:place]), None):
+            line = node.start_mark.line + 1
+            raise UsageError(f"{self.name}, line {line}: the key {twice!r} is there twice; keep one")
+        return super().construct_mapping(node, deep)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a protocol's name is the name of a file."""
+    return name.endswith(ENDINGS)
+
+
+def read_protocol(file: str | Path) -> dict[str, Any]:
+    """What a protocol's file says, as :meth:`OwnProtocol.from_dict` takes it.
+
+    Args:
+        file: A YAML or JSON file. Every value in it is taken as text, ``yes`` and ``no`` too, but ``max_length``.
+
+    Raises:
+        UsageError: the file is not there, or is no such file.
+    """
+    path = Path(file).expanduser()
+    try:
+        with path.open(encoding="utf-8") as stream:
+            found = yaml.load(stream, _Texts)
+    except OSError as error:
+        raise UsageError(f"protocol {file} cannot be read ({error.strerror}); give a YAML file, or a name") from error
+    except UnicodeDecodeError:
+        raise UsageError(f"protocol {file} is not in UTF-8; save it as UTF-8 text") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"protocol {file} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"protocol {file} holds no keys; give it a template, with {{question}} in it")
+    length = found.get("max_length")
+    return {**found, "max_length": int(length)} if isinstance(length, str) and length.isdecimal() else found
