@@ -11,7 +11,7 @@ usage: bayeslora tfb --adapter DIR -c CONFIG [-c CONFIG ...] [OPTIONS]
 Find how much noise a LoRA adapter bears, without training it, and test the adapter under that noise. The posterior is
 written to posterior/tfb in the run folder, the results to test/.
 
-  --adapter DIR   folder of a peft adapter, or posterior/ of a run
+  --adapter DIR   folder of a peft adapter, its id on the hub (owner/name), or posterior/ of a run
   -c CONFIG       the base the adapter belongs to, and the data: anchor questions and test sets
 
 Every other option is one of `bayeslora test`; those of TFB itself are --trainer.callbacks.tolerance and so on:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from bayeslora.lightning_modules.grad_scaler import one_update
 from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.c_lora import CONTEXTS, INITS, ContextualSites
+from bayeslora.models.hub import adapter_folder
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.posteriors.c_lora import ContextualPosterior
 from bayeslora.posteriors.state import load_posterior
@@ -124,8 +124,10 @@ class CLoRAModule(MultipleChoiceModule):
         super().configure_model()
         self.contextual = ContextualSites(self.model, self.context, self.width)
         self.contextual.initialise(self.init, self.init_std, self.seed)
-        folder = self.backbone.adapter
-        if folder is not None and (Path(folder) / "posterior.json").exists():
+        if self.backbone.adapter is None:
+            return
+        folder = adapter_folder(self.backbone.adapter)
+        if (folder / "posterior.json").exists():
             saved = load_posterior(folder, self.model.base_fingerprint)
             state = saved.parameters if isinstance(saved, ContextualPosterior) else saved.mean()
             if any(".lora_E." in name for name in state):

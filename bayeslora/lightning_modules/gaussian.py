@@ -9,6 +9,7 @@ from bayeslora.curvature.jacobian import linearised
 from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.sample_bank import draw_bank, weight_samples
+from bayeslora.models.hub import adapter_folder
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.types import AnswerBatch, GaussianPosterior, Posterior, Predictive, Samples
@@ -68,8 +69,10 @@ class GaussianModule(MultipleChoiceModule):
             return
         super().configure_model()
         self.add_parameters()
-        folder = Path(self.backbone.adapter or "")
-        if self.backbone.adapter and (folder / "posterior.json").exists():
+        if self.backbone.adapter is None:
+            return
+        folder = adapter_folder(self.backbone.adapter)
+        if (folder / "posterior.json").exists():
             self.take_posterior(load_posterior(folder, self.model.base_fingerprint), folder)
 
     def add_parameters(self) -> None:

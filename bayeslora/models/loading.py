@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bayeslora.errors import UsageError, require, require_choice
+from bayeslora.models.hub import adapter_folder
 from bayeslora.models.pretrained import ADAPTER_CONFIG, cannot_load, resolve_pretrained
 from bayeslora.models.sites import ADAPTER, SiteContext, install_sites, plain_name
 from bayeslora.streams import generator, global_draws, stream
@@ -42,7 +43,8 @@ class Backbone:
             (encoders: a classification head).
         num_labels: With ``head``: number of classes of a sequence classifier; None scores each option as a row.
         gradient_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
-        adapter: Folder of an existing peft LoRA adapter to start from instead of a fresh one.
+        adapter: An existing peft LoRA adapter to start from instead of a fresh one: its folder, or its id on the hub
+            (``owner/name``, ``owner/name@revision``), of which tensors and JSON alone are read.
     """
 
     pretrained: str = "embedded"
@@ -286,7 +288,7 @@ def _head_names(base: nn.Module) -> list[str]:
 def _existing_adapter(base: nn.Module, backbone: Backbone, own: tuple[str, ...]) -> nn.Module:
     import peft
 
-    folder = str(backbone.adapter)
+    folder = str(adapter_folder(str(backbone.adapter)))
     _check_adapter_folder(Path(folder))
     config = peft.PeftConfig.from_pretrained(folder)
     if not isinstance(config, peft.LoraConfig):

@@ -128,7 +128,7 @@ def test_arguments_stand_for_a_test(config: Path) -> None:
         (["-c", "configs/quickstart.yaml"], "needs --adapter DIR"),
         (["--adapter", "somewhere"], "needs -c CONFIG"),
         (["--adapter", "a", "-c", "x.yaml", "--ckpt_path", "last"], "given are --adapter a and --ckpt_path last"),
-        (["--adapter", "no/such", "-c", "configs/quickstart.yaml"], "no/such has no adapter_config.json"),
+        (["--adapter", "no/such", "-c", "configs/quickstart.yaml"], "no/such is no folder, and the adapter"),
     ],
 )
 def test_what_is_refused(args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
