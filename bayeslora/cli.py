@@ -29,6 +29,7 @@ commands:
   laplace    Laplace's Gaussian around a finished run or any adapter: bayeslora laplace -c CONFIG [--adapter DIR]
   tfb        make any LoRA adapter Bayesian without training: bayeslora tfb --adapter DIR -c CONFIG
   compare    one table and its plots of many runs: bayeslora compare RUN [RUN ...]
+  benchmark  methods x datasets x seeds as one resumable grid, and its tables: bayeslora benchmark -c GRID
   score      the metrics of a test for answers whose labels are known: bayeslora score answers.jsonl
   dynamics   what an ensemble knew, doubted and forgot, epoch by epoch: bayeslora dynamics RUN
 
@@ -49,6 +50,7 @@ _OWN = {
     "laplace": "bayeslora.commands.laplace",
     "tfb": "bayeslora.commands.tfb",
     "compare": "bayeslora.commands.compare",
+    "benchmark": "bayeslora.commands.benchmark",
     "score": "bayeslora.commands.score",
     "dynamics": "bayeslora.commands.dynamics",
 }

@@ -1,0 +1,192 @@
+"""``bayeslora benchmark``: cells are ordinary runs, share trainings, go on where they stopped, and make a table."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from bayeslora.cli import main
+from bayeslora.results.prediction_file import read_predictions
+from tests.test_cli import arguments, refused
+from tools.layout import ROOT
+
+TRAINER = {"max_steps": 4, "accelerator": "cpu", "enable_model_summary": False, "log_every_n_steps": 2}
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """The command puts its process's environment right for good; the tests' comes back."""
+    before, threads = dict(os.environ), torch.get_num_threads()
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def grid(data: Path) -> Path:
+    """The file of a grid on a file of questions."""
+    base = {"class_path": "LoRAModule", "init_args": {"backbone": {"pretrained": "embedded"}}}
+    questions = {"path": str(data), "labels": 40, "batch_size": 8}
+    own = {"data": {"class_path": "JSONLDataModule", "init_args": questions}}
+    temperature = {"trainer": {"callbacks+": [{"class_path": "bayeslora.callbacks.Temperature"}]}}
+    content = {
+        "common": {"options": {"model": base, "trainer": TRAINER}},
+        "datasets": {"own": {"configs": [], "options": own}},
+        "methods": {
+            "mle": {"configs": []},
+            "base": {"configs": [], "checkpoint": "base"},
+            "temperature": {"configs": [], "of": "mle", "options": temperature},
+        },
+    }
+    file = data.parent / "grid.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return file
+
+
+@pytest.fixture(scope="module")
+def out(grid: Path) -> Path:
+    """The folder of the grid's cells, each run by its key in the order that needs them least."""
+    folder = grid.parent / "out"
+    for method in ("temperature", "base", "mle"):
+        assert main(["benchmark", "-c", str(grid), "--out", str(folder), "--cell", f"own/{method}/0"]) == 0
+    return folder
+
+
+def _probs(folder: Path) -> np.ndarray:
+    return next(iter(read_predictions(folder / "test" / "predictions.parquet").datasets.values())).probs.numpy()
+
+
+def test_a_cell_is_an_ordinary_run(out: Path, data: Path, tmp_path: Path) -> None:
+    options = ["--trainer.max_steps=4", "--trainer.accelerator=cpu", "--data.batch_size=8"]
+    assert main([*arguments("fit", tmp_path / "run", data), *options]) == 0
+    assert main([*arguments("test", tmp_path / "run", data), *options]) == 0
+    np.testing.assert_array_equal(_probs(out / "own" / "mle" / "seed-0"), _probs(tmp_path / "run"))
+
+
+def test_rows_that_share_a_training_train_once(out: Path) -> None:
+    trained = [folder.parent.parent.name for folder in out.glob("own/*/seed-0/checkpoints")]
+    assert trained == ["mle"]
+    mle, scaled, base = (_probs(out / "own" / name / "seed-0") for name in ("mle", "temperature", "base"))
+    np.testing.assert_array_equal(mle.mean(0).argmax(-1), scaled.mean(0).argmax(-1))
+    assert not np.allclose(mle, scaled)
+    assert not np.allclose(mle, base)
+
+
+def test_what_is_done_is_not_done_again(out: Path, grid: Path, capsys: pytest.CaptureFixture) -> None:
+    times = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.name in ("done.json", "last.ckpt")}
+    assert main(["benchmark", "-c", str(grid), "--out", str(out), "--cell", "own/mle/0"]) == 0
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+    attempts = json.loads((out / "own" / "mle" / "seed-0" / "attempts.json").read_text())
+    assert attempts["attempts"] == 1
+    assert attempts["environment"]["threads"] == 1
+    assert main(["benchmark", "-c", str(grid), "--out", str(out)]) == 0
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+    shown = capsys.readouterr().out
+    assert shown.count("1 done") == 3
+    assert (out / "tables" / "own" / "comparison.csv").read_text().count("jsonl:data,accuracy,") == 3
+
+
+def test_dry_run_lists_the_cells_and_what_they_will_cost(
+    out: Path, grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["benchmark", "-c", str(grid), "--out", str(out), "--seeds", "0,1", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("other seeds") == 3
+    assert shown.count("done") == 3
+    assert main(["benchmark", "-c", str(grid), "--out", str(tmp_path / "new"), "--dry-run"]) == 0
+    assert "3 cells without an estimate yet" in capsys.readouterr().out
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_of_another_configuration_is_refused(
+    out: Path, grid: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    content = yaml.safe_load(grid.read_text())
+    content["common"]["options"]["trainer"]["max_steps"] = 5
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    command = ["benchmark", "-c", str(tmp_path / "grid.yaml"), "--out", str(out)]
+    refused(capsys, command, "own/mle/seed-0", "configuration trainer.max_steps was 4 and is 5")
+    refused(capsys, [*command, "--cell", "own/mle/0"], "trainer.max_steps was 4 and is 5")
+
+
+def test_questions_that_have_changed_make_another_cell(
+    out: Path, grid: Path, data: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = data / "test.jsonl"
+    before = file.read_text()
+    first, _, rest = before.partition("\n")
+    file.write_text(json.dumps({**json.loads(first), "question": "Which one?"}) + "\n" + rest)
+    try:
+        refused(capsys, ["benchmark", "-c", str(grid), "--out", str(out)], "reads questions", "was", "and is")
+    finally:
+        file.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--methods", "tfb"], ["method is 'tfb'; allowed: mle, base, temperature"]),
+        (["--datasets", "arc"], ["dataset is 'arc'; allowed: own"]),
+        (["--seeds", "0,0"], ["--seeds is '0,0'; allowed"]),
+        (["--cell", "own/tfb/0"], ["DATASET/METHOD/SEED"]),
+        (["--jobs", "0"], ["--jobs is 0; allowed: 1 or more"]),
+    ],
+)
+def test_bad_input(options: list[str], parts: list[str], grid: Path, capsys: pytest.CaptureFixture) -> None:
+    refused(capsys, ["benchmark", "-c", str(grid), *options], *parts)
+
+
+def test_a_worker_without_the_data_says_so(
+    grid: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    content = yaml.safe_load(grid.read_text())
+    content["datasets"]["own"]["options"]["data"]["init_args"]["path"] = str(tmp_path / "none")
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    command = ["benchmark", "-c", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]
+    refused(capsys, [*command, "--cell", "own/mle/0"], "own/mle", str(tmp_path / "none"))
+    refused(capsys, command, "own/mle", str(tmp_path / "none"))
+
+
+def _benchmark(grid: Path, out: Path, *options: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "cli.py"), "benchmark", "-c", str(grid), "--out", str(out), *options]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, **quiet)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_the_tables_are_the_same(out: Path, grid: Path, tmp_path: Path) -> None:
+    """Two rows in processes, killed when their training has a checkpoint."""
+    rows = ["--methods", "temperature"]
+    assert main(["benchmark", "-c", str(grid), "--out", str(out), *rows]) == 0
+    killed = tmp_path / "killed"
+    first = _benchmark(grid, killed, *rows)
+    while not list(killed.glob("own/*/seed-0/checkpoints/last.ckpt")):
+        assert first.poll() is None
+        time.sleep(0.1)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert _benchmark(grid, killed, *rows).wait() == 0
+    wanted, found = (folder / "tables" / "own" / "comparison.csv" for folder in (out, killed))
+    lines = [[line for line in file.read_text().splitlines() if not line.startswith(",")] for file in (wanted, found)]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.slow
+def test_a_cell_within_a_slurm_job_is_the_same(out: Path, grid: Path, tmp_path: Path) -> None:
+    """In a job array's environment Lightning would ask for four tasks, and log on the first alone."""
+    folder = tmp_path / "array" / "own" / "base" / "seed-0"
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_JOB_NAME": "train"}
+    assert _benchmark(grid, tmp_path / "array", "--cell", "own/base/0", **job).wait() == 0
+    np.testing.assert_array_equal(_probs(folder), _probs(out / "own" / "base" / "seed-0"))
+    assert list(folder.glob("logs/test/metrics.csv"))
