@@ -20,6 +20,7 @@ from bayeslora.grid.cells import Cell, training_cell
 from bayeslora.grid.content import Contents
 from bayeslora.grid.fingerprint import document, fingerprint
 from bayeslora.grid.specification import Grid, Part
+from bayeslora.models.hub import adapter_folder
 from bayeslora.models.pretrained import cannot_load, resolve_pretrained
 
 _FILES = ["*.safetensors", "*.bin", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -89,14 +90,19 @@ class Documents:
     def _reads(self, config: dict[str, Any], datamodule: Any) -> dict[str, Any]:
         backbone = config["model"]["init_args"].get("backbone") or {}
         data = config["data"].get("init_args") or {}
-        found = {"base": self._pretrained(backbone.get("pretrained", "embedded"), backbone.get("revision"))}
+        found: dict[str, Any] = {
+            "base": self._pretrained(backbone.get("pretrained", "embedded"), backbone.get("revision"))
+        }
         if (tokenizer := data.get("tokenizer")) is not None:
             found["tokenizer"] = self._pretrained(tokenizer, data.get("revision"))
         if adapter := backbone.get("adapter"):
-            found["adapter"] = self.contents.folder(_existing(Path(adapter).expanduser()))
+            found["adapter"] = self.contents.folder(_existing(adapter_folder(adapter)))
         key = json.dumps({**data, "seed": None, "class": config["data"]["class_path"]}, sort_keys=True, default=str)
         if key not in self._questions:
             self._questions[key] = _questions(datamodule)
+        protocol = getattr(datamodule, "protocol", None)
+        if protocol is not None:
+            found["protocol"] = protocol.saved()
         return {**found, "questions": self._questions[key]}
 
     def _pretrained(self, name: str, revision: str | None) -> str:

@@ -19,7 +19,7 @@ _OUT = {
     ),
     "model.backbone": "pretrained revision adapter",  # by content
     "model": "seed",  # the cell's, which stands beside
-    "data": "data_dir path tokenizer revision num_workers seed",
+    "data": "data_dir path protocol tokenizer revision num_workers seed",
 }
 # In: numbers may differ by it. A field that is named nowhere counts as in, and fails a test until it is named.
 _IN = {
@@ -35,10 +35,11 @@ _IN = {
     "model": (
         "class_path prior_std samples support chunk members members_per_pass share_init share_data_order patience "
         "kl_to_base l2_product factors init init_std kl_schedule kl_weight kl_over optimisers std_learning_rate "
-        "predict coherent context width beta contextual_learning_rate nll_scale scale_learning_rate"
+        "predict coherent context width beta contextual_learning_rate nll_scale scale_learning_rate "
+        "beta1 beta2 clip_radius ess hess_init"
     ),
     "data": (
-        "class_path protocol labels calibration ood batch_size eval_batch_size max_test max_length readout "
+        "class_path labels calibration ood batch_size eval_batch_size max_test max_length readout "
         "shuffle_options permutations shots chat config size subjects whole classes marks name"
     ),
     "Laplace": (
@@ -121,7 +122,7 @@ def _fields(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any
     """Every leaf with its dotted name; ``init_args`` are fields of what they initialise."""
     for key, inner in value.items():
         name = path if key == "init_args" else f"{path}.{key}".strip(".")
-        if isinstance(inner, Mapping) and inner:
+        if isinstance(inner, Mapping) and inner and verdict(name) is None:
             yield from _fields(inner, name)
         else:
             yield name, _class_name(inner) if key == "class_path" else inner
