@@ -13,7 +13,7 @@ from bayeslora.datamodules.encode import Encoded
 from bayeslora.datamodules.loader import AnswerLoader
 from bayeslora.datamodules.model_side import HEAD, LABEL_TOKEN, ModelSide
 from bayeslora.datamodules.position import position, refuse_changes
-from bayeslora.datamodules.prompting import Prompting, common_options
+from bayeslora.datamodules.prompting import Prompting, allowed_length, common_options
 from bayeslora.datamodules.protocols import Protocol, get_protocol
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.registry import get_benchmark
@@ -275,8 +275,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         if self.requested_length is not None:
             return self.requested_length
         positions = None if self.model_side is None else self.model_side.limits.positions
-        allowed = (self.protocol.max_length, self.tokenizer.model_max_length, positions)
-        return min(length for length in allowed if length is not None)
+        return allowed_length(self.protocol, self.tokenizer, positions)
 
     def encoded(self, name: str) -> list[Encoded]:
         """The questions of a set as tokens, their options in the source's order."""

@@ -9,7 +9,7 @@ from typing import Any
 from bayeslora.datamodules.encode import LabelTokenEncoder
 from bayeslora.datamodules.head import HeadEncoder
 from bayeslora.datamodules.model_side import HEAD, LABEL_TOKEN
-from bayeslora.datamodules.protocols import get_protocol
+from bayeslora.datamodules.protocols import Protocol, get_protocol
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.rows import Rows, in_orders
 from bayeslora.datamodules.writer import ChatWriter, PromptWriter
@@ -84,6 +84,18 @@ class Prompting:
     def padding_side(self, tokenizer: Any) -> str:
         """Where shorter rows of a batch are padded: before a prompt, whose last position answers."""
         return "left" if self.readout == LABEL_TOKEN else str(tokenizer.padding_side)
+
+
+def allowed_length(protocol: Protocol, tokenizer: Any, positions: int | None) -> int:
+    """Longest row in tokens where nobody asks for one.
+
+    Args:
+        protocol: It has a length of its own.
+        tokenizer: The tokenizer, loaded, which may know of a shorter one.
+        positions: How many positions the model has learned; None where it has no table of them.
+    """
+    allowed = (protocol.max_length, tokenizer.model_max_length, positions)
+    return min(length for length in allowed if length is not None)
 
 
 def common_options(questions: Sequence[Question]) -> tuple[str, ...] | None:

@@ -89,6 +89,15 @@ def load_posterior(directory: Path | str, base: str | None = None) -> Posterior:
     return family.from_state_dict(state)
 
 
+def base_of(directory: Path | str) -> str:
+    """The fingerprint of the base that a saved posterior belongs to; empty where it was saved without.
+
+    Raises:
+        UsageError: no posterior there, or one that is damaged.
+    """
+    return str(_record(Path(directory))["base"])
+
+
 def _write(posterior: Posterior, folder: Path, adapter_config: Mapping[str, Any] | None, base: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     components = getattr(posterior, "components", [])

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 
 import bayeslora.lightning_modules as methods
+from bayeslora.callbacks.posterior import weight_sets
 from bayeslora.datamodules.batch import collate
 from bayeslora.datamodules.encode import Encoded
 from bayeslora.datamodules.model_side import ModelSide
@@ -22,8 +23,12 @@ from bayeslora.errors import RunError, UsageError
 from bayeslora.lightning_modules.bare_base import BareBase
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.metrics.answers import Answers
+from bayeslora.models.loading import Backbone
+from bayeslora.posteriors.state import check_same_parameters
+from bayeslora.serving.adapter import kept_of_adapter
 from bayeslora.serving.answer import Answer
 from bayeslora.serving.kept import Kept, load
+from bayeslora.types import Posterior
 
 Given = Question | Mapping[str, Any] | str
 
@@ -74,6 +79,7 @@ class Predictor:
         with torch.no_grad(), self._precision.forward_context():
             if kept.prediction is not None:
                 assert kept.posterior is not None
+                check_same_parameters(kept.posterior.mean(), weight_sets(self.module)[0], "the posterior")
                 predict = kept.prediction.predictor(self.module, kept.posterior)
                 self.module.prediction.claim(kept.prediction.label, predict)
             self.module.on_test_start()
@@ -92,6 +98,42 @@ class Predictor:
             UsageError: the run was not tested, is damaged, or its base model is not there or is another.
         """
         return cls(load(run), device)
+
+    @classmethod
+    def from_adapter(
+        cls,
+        base: str | Backbone,
+        adapter: str | Path,
+        *,
+        posterior: str | Path | Posterior | None = None,
+        device: str = "auto",
+        **settings: Any,
+    ) -> Predictor:
+        """The predictor of a peft adapter that was trained anywhere.
+
+        Args:
+            base: The base model the adapter belongs to, by its id on the hub or its folder; or a backbone, which says
+                how it is loaded as well.
+            adapter: The adapter: its folder, or its id on the hub (``owner/name``, ``owner/name@revision``).
+            posterior: What is predicted with in the place of the adapter's weights: a posterior, or where one is
+                (``posterior/`` of a run). SWAG, TFB, BLoB, ScalaBL and mixtures predict with ``samples`` sets of
+                weights, Laplace with the network linearised at its mean. None takes the adapter's weights.
+            device: See the class.
+            settings: ``samples`` (10 of each component), ``seed`` (0), ``temperature`` (1), and how questions are
+                asked: ``protocol`` (``default``), ``task``, ``options`` (those of every question), ``chat``
+                (whether in the tokenizer's chat template), ``tokenizer`` (the base's), ``max_length`` in tokens,
+                ``batch_size``.
+
+        Raises:
+            UsageError: an adapter or a posterior that is not there, is damaged, or does not fit the base.
+
+        Example:
+            >>> run = test_a_run()
+            >>> predictor = Predictor.from_adapter("embedded", run / "posterior", options=["yes", "no"])
+            >>> len(predictor("Is a mouse larger than a house?").probs)
+            2
+        """
+        return cls(kept_of_adapter(base, adapter, posterior, **settings), device)
 
     @property
     def rule(self) -> DecisionRule | None:
@@ -251,7 +293,7 @@ def _module(kept: Kept, device: torch.device) -> MultipleChoiceModule:
     module.load_on = device
     module.configure_model()
     base = module.model.base_fingerprint
-    if base != kept.base:
+    if kept.base and base != kept.base:  # an adapter from elsewhere does not say which base was its own
         raise UsageError(
             f"the base model {module.backbone.pretrained} is not the one that the run was made with (fingerprint "
             f"{base}, the run's {kept.base}); restore it"
