@@ -52,15 +52,13 @@ class BLoBModule(VariationalModule):
         prior_std: Standard deviation of the prior on every entry that has a posterior.
         init_std: Largest initial standard deviation; the smallest is half of it.
         factors: ``A``, or ``AB``.
-        kl_schedule: ``cyclic``, ``constant`` or ``release``.
-        kl_weight: Factor on the KL; below 1 the posterior is tempered.
         optimisers: ``one``: AdamW minimises the whole loss. ``two``, as published: AdamW steps M and B down the
             likelihood, then SGD steps M down the KL and G down both. They count as one step.
         std_learning_rate: Peak learning rate of G, with ``two`` that of SGD; None is that of the
             means, or 0.01.
-        samples: Number S of samples to predict with; 0 predicts with the mean.
-        predict: ``weights``, ``flipout`` or ``linearised``.
-        common: ``optimisation``, ``support``, ``chunk`` and ``seed``, as for :class:`MultipleChoiceModule`.
+        common: ``kl_schedule`` and ``kl_weight``, as for :class:`VariationalModule`; ``samples``, and ``predict``, which
+            may also be ``flipout``, as for :class:`GaussianModule`; ``optimisation``, ``support``, ``chunk`` and ``seed``,
+            as for :class:`MultipleChoiceModule`.
     """
 
     predictions = ("weights", "flipout", "linearised")
@@ -73,23 +71,11 @@ class BLoBModule(VariationalModule):
         prior_std: float = 0.2,
         init_std: float = 0.0025,
         factors: str = "A",
-        kl_schedule: str = "cyclic",
-        kl_weight: float = 1.0,
         optimisers: str = "one",
         std_learning_rate: float | None = None,
-        samples: int = 10,
-        predict: str = "weights",
         **common: Any,
     ) -> None:
-        super().__init__(
-            backbone,
-            lora,
-            kl_schedule=kl_schedule,
-            kl_weight=kl_weight,
-            samples=samples,
-            predict=predict,
-            **common,
-        )
+        super().__init__(backbone, lora, **common)
         require_choice("factors", factors, FACTORS)
         require_choice("optimisers", optimisers, OPTIMISERS)
         usual = 0.01 if optimisers == "two" else self.optimisation.learning_rate

@@ -50,9 +50,8 @@ class IVONModule(GaussianModule):
         beta1: Decay of the average of gradients, 0 up to, not including, 1.
         beta2: Decay of h, 0 up to 1.
         clip_radius: Largest size of an entry of the preconditioned gradient.
-        samples: Number S of samples to predict with; 0 predicts with the mean.
-        predict: ``weights``: one bank of S networks for a whole evaluation; ``linearised``: Gaussian in the logits.
-        common: ``optimisation``, ``support``, ``chunk`` and ``seed``, as for :class:`MultipleChoiceModule`.
+        common: ``samples`` and ``predict``, as for :class:`GaussianModule`; ``optimisation``, ``support``, ``chunk``
+            and ``seed``, as for :class:`MultipleChoiceModule`.
 
     Raises:
         UsageError: a value out of range; to train, a missing ``ivon-opt``.
@@ -74,11 +73,9 @@ class IVONModule(GaussianModule):
         beta1: float = 0.9,
         beta2: float = 0.99999,
         clip_radius: float = 1e-3,
-        samples: int = 10,
-        predict: str = "weights",
         **common: Any,
     ) -> None:
-        super().__init__(backbone, lora, samples=samples, predict=predict, **common)
+        super().__init__(backbone, lora, **common)
         require("ess", ess, ess is None or ess > 0, "above 0, or none for the number of training questions")
         require("hess_init", hess_init, hess_init > 0, "above 0")
         require("beta1", beta1, 0 <= beta1 < 1, "0 up to, not including, 1")

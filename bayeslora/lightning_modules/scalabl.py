@@ -47,11 +47,9 @@ class ScalaBLModule(VariationalModule):
         prior_std: Standard deviation :math:`\sigma_p` of the prior on every s.
         init_std: Largest initial :math:`\sigma`; the smallest is :math:`1 / \sqrt 2` of it.
         scale_learning_rate: Peak learning rate of :math:`\log \mu` and :math:`\log \sigma`; None is that of A and B.
-        kl_schedule: ``cyclic``, ``constant`` or ``release``.
-        kl_weight: Factor on the KL; 1 is the evidence lower bound, less a tempered one.
-        samples: Number S of samples to predict with; 0 predicts with the mean.
-        predict: ``weights``: one bank of S networks for a whole evaluation; ``linearised``: Gaussian in the logits.
-        common: ``optimisation``, ``support``, ``chunk`` and ``seed``, as for :class:`MultipleChoiceModule`.
+        common: ``kl_schedule`` and ``kl_weight``, as for :class:`VariationalModule`; ``samples`` and ``predict``, as
+            for :class:`GaussianModule`; ``optimisation``, ``support``, ``chunk`` and ``seed``, as for
+            :class:`MultipleChoiceModule`.
 
     Raises:
         UsageError: a value out of range.
@@ -74,21 +72,9 @@ class ScalaBLModule(VariationalModule):
         prior_std: float = 1.0,
         init_std: float = 0.05,
         scale_learning_rate: float | None = None,
-        kl_schedule: str = "cyclic",
-        kl_weight: float = 1.0,
-        samples: int = 10,
-        predict: str = "weights",
         **common: Any,
     ) -> None:
-        super().__init__(
-            backbone,
-            lora,
-            kl_schedule=kl_schedule,
-            kl_weight=kl_weight,
-            samples=samples,
-            predict=predict,
-            **common,
-        )
+        super().__init__(backbone, lora, **common)
         rate = self.optimisation.learning_rate if scale_learning_rate is None else scale_learning_rate
         require("prior_std", prior_std, prior_std > 0, "above 0")
         require("init_std", init_std, init_std > 0, "above 0")

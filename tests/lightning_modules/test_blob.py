@@ -6,14 +6,12 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bayeslora import SWAG, Backbone, LoRA, LoRAModule, UsageError
 from bayeslora.callbacks.run_folder import RunFolder
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.blob import BLoBModule
 from bayeslora.models.blob import perturbed
-from bayeslora.posteriors.mean_field import MeanField
 from bayeslora.posteriors.state import load_posterior
 from tests.lightning_modules.test_lora import trainer
 from tests.test_resume import assert_equal, questions
@@ -163,27 +161,6 @@ def test_two_optimisers_step_as_published_and_count_as_one(data: Path, tmp_path:
     assert rates == [0.0, 0.0]  # both have decayed with the run
 
 
-@pytest.mark.parametrize("arguments", [{}, {"optimisers": "two"}], ids=["one", "two"])
-def test_resumed_run_ends_bit_for_bit(data: Path, tmp_path: Path, arguments: dict) -> None:
-    """From a checkpoint inside an epoch, and inside a cycle of the KL."""
-
-    def run(root: Path, checkpoint: Path | None) -> dict:
-        every = ModelCheckpoint(root, "{step}", every_n_train_steps=6, save_top_k=-1)
-        accumulate = 1 if arguments else 2
-        own = trainer(root, max_epochs=5, callbacks=[every], accumulate_grad_batches=accumulate)
-        lora = LoRA(dropout=0.1)
-        own.fit(module(lora=lora, **arguments), datamodule=batches(data), ckpt_path=checkpoint, weights_only=True)
-        own.save_checkpoint(root / "end.ckpt")
-        return torch.load(root / "end.ckpt", weights_only=True)
-
-    whole = run(tmp_path / "a", None)
-    resumed = run(tmp_path / "b", tmp_path / "a" / "step=6.ckpt")
-    assert whole["global_step"] == resumed["global_step"] == (20 if arguments else 10)
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "bayeslora"):
-        assert_equal(whole[part], resumed[part], part)
-    assert len(whole["optimizer_states"]) == (2 if arguments else 1)
-
-
 # --- prediction ------------------------------------------------------------------------------------------------------
 
 
@@ -215,45 +192,7 @@ def test_mean_is_deterministic_and_samples_are_reproducible(trained: tuple[BLoBM
     assert predicted(predict="linearised").shape[1:] == mean.shape[1:]
 
 
-def test_samples_in_one_pass_are_the_posteriors_one_by_one(trained: tuple[BLoBModule, L.Trainer]) -> None:
-    own, run = trained
-    batch = next(iter(run.datamodule.val_dataloader()))
-    fanned = own.predictive(batch).logits
-    draws = own.test_samples()
-    kept = {name: value.detach().clone() for name, value in own.trainable().items()}
-    with torch.no_grad():
-        for index in range(4):
-            for name, value in draws.weights.items():
-                own.trainable()[name].copy_(value[index])
-            torch.testing.assert_close(own.answer_logits(batch)[0], fanned[index], atol=1e-4, rtol=1e-4)
-        for name, value in kept.items():
-            own.trainable()[name].copy_(value)
-
-
-def test_posterior_is_saved_and_peft_loads_its_mean(trained: tuple[BLoBModule, L.Trainer], data: Path) -> None:
-    own, run = trained
-    folder = Path(run.default_root_dir) / "posterior"
-    again = load_posterior(folder, own.model.base_fingerprint)
-    assert isinstance(again, MeanField)
-    assert_equal(again.std(), {name: value.detach() for name, value in own.std().items()})
-    plain = LoRAModule(Backbone("embedded", adapter=str(folder)), samples=0)  # through peft's own loader
-    plain.configure_model()
-    assert_equal(dict(plain.trainable()), {n: v.detach() for n, v in own.weight_sets()[0].items()})
-    other = fresh(backbone=Backbone("embedded", adapter=str(folder)), seed=5)
-    for name, value in own.std().items():
-        torch.testing.assert_close(other.std()[name], value)
-
-
-def test_an_adapter_without_spread_is_not_sampled(
-    trained: tuple[BLoBModule, L.Trainer], data: Path, tmp_path: Path
-) -> None:
-    plain = LoRAModule(Backbone("embedded"), LoRA(), seed=1)
-    run = trainer(tmp_path, callbacks=[RunFolder()])
-    run.fit(plain, datamodule=batches(data))
-    adapter = Backbone("embedded", adapter=str(tmp_path / "posterior"))
-    with pytest.raises(UsageError, match="no standard deviations"):
-        trainer(tmp_path).test(module(backbone=adapter), datamodule=batches(data))
-    trainer(tmp_path).test(module(backbone=adapter, samples=0), datamodule=batches(data))
+def test_a_spread_on_other_factors_is_refused(trained: tuple[BLoBModule, L.Trainer]) -> None:
     folder = Path(trained[1].default_root_dir) / "posterior"
     with pytest.raises(UsageError, match="give factors"):
         fresh(backbone=Backbone("embedded", adapter=str(folder)), factors="AB")
