@@ -56,9 +56,9 @@ class BLoBModule(VariationalModule):
             likelihood, then SGD steps M down the KL and G down both. They count as one step.
         std_learning_rate: Peak learning rate of G, with ``two`` that of SGD; None is that of the
             means, or 0.01.
-        common: ``kl_schedule`` and ``kl_weight``, as for :class:`VariationalModule`; ``samples``, and ``predict``, which
-            may also be ``flipout``, as for :class:`GaussianModule`; ``optimisation``, ``support``, ``chunk`` and ``seed``,
-            as for :class:`MultipleChoiceModule`.
+        common: ``kl_schedule`` and ``kl_weight``, as for :class:`VariationalModule`; ``samples`` and ``predict``, as
+            for :class:`GaussianModule`, or ``flipout``; ``optimisation``, ``support``, ``chunk`` and ``seed``, as for
+            :class:`MultipleChoiceModule`.
     """
 
     predictions = ("weights", "flipout", "linearised")
