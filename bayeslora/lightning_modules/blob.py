@@ -14,7 +14,7 @@ from torch import Tensor
 from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.lightning_modules.grad_scaler import one_update
 from bayeslora.lightning_modules.variational import VariationalModule
-from bayeslora.models.blob import FACTORS, ROOT, add_spread, perturbed
+from bayeslora.models.blob import FACTORS, ROOT, add_spread, perturbed, squares
 from bayeslora.models.in_place import write_weights
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.posteriors.mean_field import MeanField, normal_kl
@@ -137,7 +137,7 @@ class BLoBModule(VariationalModule):
         """One draw of the weights, by flipout, that belongs to this micro-batch of this run."""
         plain = super().training_noise()
         assert plain.draws is not None
-        return perturbed(self.std(), plain.draws, plain.seed)
+        return perturbed(squares(self._roots), plain.draws, plain.seed)
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch; with two optimisers, both of their steps."""

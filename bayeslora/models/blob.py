@@ -6,11 +6,13 @@ whose weight it belongs to, so that it is trained, saved and resumed like any ot
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from bayeslora.models.answer_model import AnswerModel
-from bayeslora.models.sites import SiteLinear
+from bayeslora.models.sites import SiteLinear, product_dtype
 from bayeslora.streams import generator
 from bayeslora.types import Samples
 
@@ -49,10 +51,20 @@ def perturbed(std: dict[str, Tensor], draws: Tensor, seed: int) -> Samples:
         draws: Ids of the draws, int64 ``[S]``; :math:`\epsilon` is a function of (seed, id) alone.
         seed: Names the stream of the draws, and of their signs.
     """
-    device = next(iter(std.values())).device
-    size = sum(value.numel() for value in std.values())
-    sources = (generator(seed, "perturbation", draw, device=device) for draw in draws.tolist())
-    noise = torch.stack([torch.randn(size, generator=source, device=device) for source in sources])
-    parts = zip(std.items(), noise.split([value.numel() for value in std.values()], -1), strict=True)
-    perturbations = {name: value * part.view(-1, *value.shape) for (name, value), part in parts}
-    return Samples(draws=draws, seed=seed, perturbations=perturbations)
+    flat = torch.cat([value.flatten() for value in std.values()])  # one operation for all, not one for each
+    sources = (generator(seed, "perturbation", draw, device=flat.device) for draw in draws.tolist())
+    noise = torch.stack([torch.randn(len(flat), generator=source, device=flat.device) for source in sources])
+    product = (flat * noise).to(product_dtype(flat))
+    return Samples(draws=draws, seed=seed, perturbations=like(product, std))
+
+
+def squares(roots: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    r"""Standard deviations :math:`\Omega = G \circ G` by name, views of one tensor: for a step, not to be kept."""
+    return like(torch.cat([root.flatten() for root in roots.values()]).square(), roots)
+
+
+def like(flat: Tensor, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parts of a tensor ``[..., sum of sizes]`` in the shapes of some others, ``[..., *shape]``."""
+    parts = flat.split([value.numel() for value in named.values()], -1)
+    pairs = zip(named.items(), parts, strict=True)
+    return {name: part.unflatten(-1, value.shape) for (name, value), part in pairs}

@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid, relu
 from bayeslora.errors import require_choice
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.noise import normal
-from bayeslora.models.sites import ADAPTER, SiteContext, SiteLinear, plain_name
+from bayeslora.models.sites import ADAPTER, SiteContext, SiteLinear, block_of, plain_name
 from bayeslora.streams import generator
 
 CONTEXTS = ("token", "sequence", "last", "free")
@@ -59,6 +59,7 @@ class ContextualModule(nn.Module):
     def __init__(self, name: str, number: int, rank: int, context: str, width: int, sites: SiteContext) -> None:
         super().__init__()
         self.number, self.rank, self.width, self.context, self.sites = _SITES + number, rank, width, context, sites
+        self.block = block_of(name)
         self.recorded: Tensor | None = None
         self.recording = False
         if context == "free":
@@ -109,9 +110,9 @@ class ContextualModule(nn.Module):
         tokens = self.sites.noisy_tokens(one_each or z.shape[1] != state.positions.shape[1])
         assert tokens is not None  # there are keys
         if one_each:
-            noise = normal(tokens, self.number, self.rank**2)
+            noise = normal(tokens, self.number, self.rank**2, self.block)
             return _times(mean + torch.sigmoid(rho).square() * noise.to(z.dtype), z)
-        noise = normal(tokens, self.number, self.rank)
+        noise = normal(tokens, self.number, self.rank, self.block)
         variance = _times(_variance(rho), z.square())
         floor = torch.finfo(variance.dtype).tiny  # the root's slope at zero is infinite
         return _times(mean, z) + variance.clamp(min=floor).sqrt() * noise.to(z.dtype)

@@ -7,9 +7,14 @@ checkpointing computes a layer twice. Rows of the same tokens share their noise.
 """
 
 import math
+from collections.abc import Callable
+from functools import cache
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from bayeslora.streams import stream
 from bayeslora.types import AnswerBatch, Samples
@@ -20,6 +25,9 @@ KEYED_BY = "tokens"  # as runs note it; those that note nothing were made when n
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND = 0x94D049BB133111EB - (1 << 64)
+# How many numbers are drawn together, with and without a GPU. Operations on more take longer than their dispatch on the
+# one and leave the cache of the other, so that there is nothing to gain, and memory to lose.
+_TOGETHER = {True: 1 << 23, False: 1 << 17}
 
 
 def row_keys(batch: AnswerBatch, samples: Samples) -> Tensor:
@@ -62,30 +70,49 @@ def positions_from_last(attention_mask: Tensor) -> Tensor:
     return attention_mask.flip(-1).cumsum(-1).flip(-1)
 
 
+class Kind(NamedTuple):
+    """All that the noise of a site depends on, but for its number: sites of one kind are drawn together.
+
+    Attributes:
+        law: Name of the law.
+        stream: Of the sites' numbers.
+        channels: Number of channels D.
+        words: Number of random words a token.
+        options: What else the law depends on.
+    """
+
+    law: str
+    stream: int
+    channels: int
+    words: int
+    options: tuple[Any, ...] = ()
+
+
 class KnownSites:
-    """Which sites draw noise in a pass, by kind: learnt in the first pass, hashed together from then on."""
+    """Which sites draw noise of one kind in a pass, in their order: learnt in the first pass, drawn together later."""
 
     def __init__(self) -> None:
-        self._sites: dict[int, list[int]] = {}
-        self._numbers: dict[tuple[int, torch.device], Tensor] = {}
+        self._blocks: dict[Kind, dict[int, str | None]] = {}  # of each site of a kind
+        self._numbers: dict[tuple[Kind, torch.device], Tensor] = {}
 
-    def beside(self, site: int, device: torch.device) -> tuple[list[int], Tensor]:
-        """The sites to hash together with this one, itself among them, and their numbers on the device ``[L]``."""
-        kind = site >> 20
-        sites = self._sites.setdefault(kind, [])
-        if site not in sites:
-            sites.append(site)
-            return [site], torch.full((1,), site, device=device)
-        numbers = self._numbers.get((kind, device))
+    def of(self, kind: Kind) -> dict[int, str | None]:
+        """The sites of a kind with the block of each, in the order in which they first asked."""
+        return self._blocks.setdefault(kind, {})
+
+    def numbers(self, kind: Kind, device: torch.device) -> Tensor:
+        """Their numbers on the device ``[L]``."""
+        sites, numbers = self.of(kind), self._numbers.get((kind, device))
         if numbers is None or len(numbers) != len(sites):
-            numbers = self._numbers[kind, device] = torch.tensor(sites, device=device)
-        return sites, numbers
+            numbers = self._numbers[kind, device] = torch.tensor(list(sites), device=device)
+        return numbers
 
 
 class Tokens:
-    """The tokens of one pass, to draw noise for: each is hashed once for all sites, in one chain of operations.
+    """The tokens of one pass, to draw noise for.
 
-    What is kept for the pass is 8 bytes a token and site, some hundredths of the activations that the pass keeps.
+    Each token is hashed once for all sites that draw noise of one kind, in one chain of operations; and what becomes of
+    the hashes is computed at once for the neighbours in a block (a layer) that ask next for the same, as long as they
+    are small. What is kept for the pass is 8 bytes a token and site, some hundredths of its activations.
 
     Args:
         keys: Row keys ``[N]``.
@@ -95,17 +122,44 @@ class Tokens:
 
     def __init__(self, keys: Tensor, positions: Tensor, known: KnownSites | None = None) -> None:
         self.keys, self.positions, self.known = keys, positions, known or KnownSites()
-        self._hashes: dict[int, Tensor] = {}
+        self._hashes: dict[Kind, tuple[list[int], Tensor]] = {}
         self._lanes: dict[int, Tensor] = {}
+        self._ready: dict[tuple[Kind, int], Tensor] = {}
 
-    def hashes(self, site: int) -> Tensor:
-        """A hash of key, position and site, int64 ``[N, T]``."""
-        if site not in self._hashes:
-            sites, numbers = self.known.beside(site, self.keys.device)
-            places = self.positions + (numbers << 32)[:, None, None]
-            every = _mix(self.keys[:, None] ^ _mix(places * _GOLDEN))
-            self._hashes.update(zip(sites, every.unbind(), strict=True))
-        return self._hashes[site]
+    def drawn(self, kind: Kind, site: int, block: str | None, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """Noise of one site, and of its neighbours, which is kept until they ask for it.
+
+        Args:
+            kind: All that ``make`` depends on.
+            site: Number of the site.
+            block: Where its neighbours are; None for no neighbours.
+            make: From the random bits ``[L, N, T, words]`` of L sites to their noise ``[L, N, T, D]``.
+        """
+        if (kind, site) not in self._ready:
+            sites, hashes = self._neighbours(kind, site, block)
+            made = make(_spread(hashes, self.lanes(kind.words)))
+            self._ready.update(zip([(kind, one) for one in sites], made.unbind(), strict=True))
+        return self._ready.pop((kind, site))
+
+    def _neighbours(self, kind: Kind, site: int, block: str | None) -> tuple[list[int], Tensor]:
+        """This site and those after it that are drawn with it, and the hashes of their tokens ``[L, N, T]``."""
+        blocks = self.known.of(kind)
+        if site not in blocks:
+            blocks[site] = block
+            return [site], self._hash(torch.full((1,), site, device=self.keys.device))
+        if kind not in self._hashes or site not in self._hashes[kind][0]:
+            self._hashes[kind] = list(blocks), self._hash(self.known.numbers(kind, self.keys.device))
+        sites, every = self._hashes[kind]
+        first = sites.index(site)
+        most = _TOGETHER[self.keys.is_cuda] // max(1, self.positions.numel() * kind.channels)
+        after = sites[first + 1 : first + max(1, most)] if block is not None else []
+        beside = list(takewhile(lambda one: blocks[one] == block, after))
+        return [site, *beside], every[first : first + 1 + len(beside)]
+
+    def _hash(self, numbers: Tensor) -> Tensor:
+        """A hash of key, position and site, int64 ``[L, N, T]``, for sites of these numbers ``[L]``."""
+        places = self.positions + (numbers << 32)[:, None, None]
+        return _mix(self.keys[:, None] ^ _mix(places * _GOLDEN))
 
     def lanes(self, channels: int) -> Tensor:
         """A hash of every channel, int64 ``[D]``."""
@@ -119,26 +173,47 @@ def uniform(tokens: Tokens, site: int, channels: int) -> Tensor:
     return (random_bits(tokens, site, channels) >> 40).to(torch.float32).mul_(2.0**-24).add_(0.5)
 
 
-def normal(tokens: Tokens, site: int, channels: int) -> Tensor:
+def normal(tokens: Tokens, site: int, channels: int, block: str | None = None) -> Tensor:
     """Standard normal noise for the activations at one site, float32 ``[N, T, D]``; see :func:`random_bits`.
 
     The inverse distribution function at 2^24 equally spaced points: no draw is beyond 5.4.
     """
-    odds = (random_bits(tokens, site, channels) >> 40).to(torch.float32).add_(0.5).mul_(2.0**-23)
-    return odds.erfinv_().mul_(math.sqrt(2))
+
+    def made(bits: Tensor) -> Tensor:
+        odds = (bits >> 40).to(torch.float32).add_(0.5).mul_(2.0**-23)
+        return odds.erfinv_().mul_(math.sqrt(2))
+
+    return tokens.drawn(Kind("normal", site >> 20, channels, channels), site, block, made)
 
 
-def keep_mask(tokens: Tokens, site: int, channels: int, rate: float) -> Tensor:
-    """Which activations dropout at ``rate`` keeps, bool ``[N, T, D]``: where :func:`uniform` is ``rate`` or more."""
-    return random_bits(tokens, site, channels) >= math.floor((rate - 0.5) * 2**24) << 40
+def dropout_factors(
+    tokens: Tokens, site: int, channels: int, rate: float, dtype: torch.dtype, block: str | None = None
+) -> Tensor:
+    """What dropout multiplies by, ``[N, T, D]``: 1 / (1 - rate) where :func:`uniform` is ``rate`` or more, else 0."""
+
+    def made(bits: Tensor) -> Tensor:
+        return (bits >= math.floor((rate - 0.5) * 2**24) << 40).to(dtype).div_(1 - rate)
+
+    return tokens.drawn(Kind("dropout", site >> 20, channels, channels, (rate, dtype)), site, block, made)
 
 
-def signs(tokens: Tokens, site: int, channels: int) -> Tensor:
-    """Fair coin flips for the activations at one site, bool ``[N, T, D]``; 32 channels share a :func:`random_bits`."""
-    words = random_bits(tokens, site, -(-channels // 32))
-    octets = words.view(torch.uint8).unflatten(-1, (-1, 8))[..., 4:].flatten(-2)  # the better half of every word
-    bits = octets[..., None] & (1 << torch.arange(8, dtype=torch.uint8, device=words.device))
-    return (bits != 0).flatten(-2)[..., :channels]
+def signs(tokens: Tokens, site: int, channels: int, dtype: torch.dtype, block: str | None = None) -> Tensor:
+    """Fair signs -1 and 1 for the activations at one site, ``[N, T, D]``; 32 channels share a :func:`random_bits`."""
+    words = -(-channels // 32)
+
+    def made(bits: Tensor) -> Tensor:
+        octets = bits.view(torch.uint8).unflatten(-1, (words, 8))[..., 4:]  # the better half of every word
+        return embedding(octets.to(torch.int32), _signs_of_octets(dtype, bits.device)).flatten(-3)[..., :channels]
+
+    return tokens.drawn(Kind("signs", site >> 20, channels, words, (dtype,)), site, block, made)
+
+
+@cache
+def _signs_of_octets(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The eight signs of every octet, lowest bit first, ``[256, 8]``."""
+    with torch.inference_mode(False):
+        bits = torch.arange(256, device="cpu")[:, None] >> torch.arange(8, device="cpu") & 1
+        return (2 * bits - 1).to(dtype).to(device)
 
 
 def random_bits(tokens: Tokens, site: int, channels: int) -> Tensor:
@@ -153,7 +228,12 @@ def random_bits(tokens: Tokens, site: int, channels: int) -> Tensor:
         ``[N, T, D]``; entry (n, t, d) depends on the key of row n, the position of token t, ``site`` and d alone. The
         high bits are the better ones.
     """
-    bits = tokens.hashes(site)[:, :, None] ^ tokens.lanes(channels)
+    return tokens.drawn(Kind("bits", site >> 20, channels, channels), site, None, lambda bits: bits)
+
+
+def _spread(hashes: Tensor, lanes: Tensor) -> Tensor:
+    """Random words ``[..., D]`` of the hashes ``[...]`` of tokens and those of channels ``[D]``."""
+    bits = hashes[..., None] ^ lanes
     bits *= _FIRST  # both sides are mixed already: two products and a fold between them are enough
     bits ^= bits >> 32
     bits *= _SECOND

@@ -8,6 +8,7 @@ No forward is patched, so 4-bit, 8-bit and plain bases take the same path, and p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import UsageError
-from bayeslora.models.noise import KnownSites, Tokens, keep_mask, signs
+from bayeslora.models.noise import KnownSites, Tokens, dropout_factors, signs
 
 ADAPTER = "default"
+_LAYER = re.compile(r".*?\.\d+(?=\.)")
 _SIGNS = 1 << 24  # tells the streams of signs from those of dropout
 
 
@@ -101,6 +103,7 @@ class SiteLinear(nn.Linear):
 
     name: str
     site: int
+    block: str
     context: SiteContext
 
     @classmethod
@@ -108,7 +111,7 @@ class SiteLinear(nn.Linear):
         """A site that holds the parameters of ``linear``; ``name`` is its module path without the adapter's name."""
         module = cls(linear.in_features, linear.out_features, bias=False, device="meta")
         module.weight, module.bias = linear.weight, linear.bias
-        module.name, module.site, module.context = name, site, context
+        module.name, module.site, module.block, module.context = name, site, block_of(name), context
         return module.train(linear.training)
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -116,15 +119,15 @@ class SiteLinear(nn.Linear):
         weight, bias = self._value("weight", self.weight), self._value("bias", self.bias)
         if rows is not None:
             weight, bias = weight[..., rows, :], None if bias is None else bias[..., rows]
-        y = self._linear(x, weight, bias)
         perturbation = self.context.state.perturbations.get(f"{self.name}.weight")
+        if perturbation is not None:
+            x = x.to(product_dtype(x))  # once for both products
+        y = self._linear(x, weight, bias)
         return y if perturbation is None else y + self._flipped(x, perturbation, rows)
 
     def _flipped(self, x: Tensor, perturbation: Tensor, rows: Tensor | None) -> Tensor:
         """What a perturbation ``[S, out, in]`` adds to the output."""
-        arriving, leaving = (
-            _signs(self.context, x, 2 * self.site + side, n) for side, n in enumerate(perturbation.shape[:0:-1])
-        )
+        arriving, leaving = (_signs(self, x, side, channels) for side, channels in enumerate(perturbation.shape[:0:-1]))
         if rows is not None:
             perturbation, leaving = perturbation[:, rows], leaving[..., rows]
         return self._linear(x * arriving, perturbation, None) * leaving
@@ -153,13 +156,14 @@ class SiteDropout(nn.Dropout):
 
     noisy = True  # what a draw changes, for the fan-out to find
     site: int
+    block: str
     context: SiteContext
 
     @classmethod
-    def adopt(cls, dropout: nn.Dropout, site: int, context: SiteContext) -> SiteDropout:
+    def adopt(cls, dropout: nn.Dropout, name: str, site: int, context: SiteContext) -> SiteDropout:
         """A site with the rate of ``dropout``; ``site`` tells its noise from that of the others."""
         module = cls(dropout.p)
-        module.site, module.context = site, context
+        module.site, module.block, module.context = site, block_of(name), context
         return module.train(dropout.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -167,17 +171,29 @@ class SiteDropout(nn.Dropout):
         tokens = self.context.noisy_tokens(input.dim() == 2)
         if tokens is None or self.p == 0 or not self.context.state.dropout:
             return input
-        keep = keep_mask(tokens, self.site, input.shape[-1], self.p)
-        return input * keep.to(input.dtype).div_(1 - self.p).view_as(input)
+        factors = dropout_factors(tokens, self.site, input.shape[-1], self.p, input.dtype, self.block)
+        return input * factors.view_as(input)
 
 
-def _signs(context: SiteContext, x: Tensor, stream: int, channels: int) -> Tensor:
-    """Signs -1 and 1 for ``channels`` channels of every token of ``x``, in its dtype."""
-    tokens = context.noisy_tokens(x.dim() == 2)
+def _signs(module: SiteLinear, x: Tensor, side: int, channels: int) -> Tensor:
+    """Signs for ``channels`` channels of every token of ``x``, in its dtype: of what arrives (0) or leaves (1)."""
+    tokens = module.context.noisy_tokens(x.dim() == 2)
     if tokens is None:
         raise ValueError("perturbations need noise keys")
-    flips = signs(tokens, _SIGNS + stream, channels)
-    return flips.to(x.dtype).mul_(2).sub_(1).reshape(*x.shape[:-1], channels)
+    flips = signs(tokens, _SIGNS + 2 * module.site + side, channels, x.dtype, module.block)
+    return flips.reshape(*x.shape[:-1], channels)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What a matrix product of ``x`` is computed in: autocast's dtype where it is on. Signs lose nothing in it."""
+    on = torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32
+    return torch.get_autocast_dtype(x.device.type) if on else x.dtype
+
+
+def block_of(name: str) -> str:
+    """The layer that a module's path leads through, such as ``model.layers.3``; nothing outside of layers."""
+    found = _LAYER.match(name)
+    return found[0] if found else ""
 
 
 def install_sites(network: nn.Module, context: SiteContext) -> list[str]:
@@ -202,7 +218,7 @@ def install_sites(network: nn.Module, context: SiteContext) -> list[str]:
             names.append(plain_name(path))
             _set(parent, leaf, SiteLinear.adopt(module, names[-1], len(names), context))
         elif type(module) is nn.Dropout and isinstance(parent, nn.ModuleDict) and ".lora_dropout." in f".{path}":
-            _set(parent, leaf, SiteDropout.adopt(module, len(names), context))
+            _set(parent, leaf, SiteDropout.adopt(module, plain_name(path), len(names), context))
     return names
 
 

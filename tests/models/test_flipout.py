@@ -20,7 +20,7 @@ def site(weight: torch.Tensor) -> SiteLinear:
 
 def test_signs_are_fair_and_independent() -> None:
     keys = torch.arange(500) * 7919 + 3
-    flips = signs(Tokens(keys, torch.arange(1, 21).expand(500, -1)), 5, 70).double() * 2 - 1
+    flips = signs(Tokens(keys, torch.arange(1, 21).expand(500, -1)), 5, 70, torch.float64)
     assert flips.shape == (500, 20, 70)
     flat = flips.flatten(0, 1)
     assert flat.mean(0).abs().max() < 4.5 / 100  # 10,000 tokens

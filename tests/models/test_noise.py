@@ -1,6 +1,7 @@
 """Keyed noise: uniform, independent, and the same whatever batch or padding it meets."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,12 +12,13 @@ from bayeslora.models.fan_out import site_state
 from bayeslora.models.noise import (
     KnownSites,
     Tokens,
-    keep_mask,
+    dropout_factors,
     normal,
     positions_from_last,
     random_bits,
     row_hash,
     row_keys,
+    signs,
     uniform,
 )
 from bayeslora.streams import generator, stream
@@ -83,8 +85,10 @@ def test_dropout_keeps_what_is_above_its_rate() -> None:
     keys, positions = torch.arange(40) * 7919, torch.arange(30).expand(40, -1)
     noise = uniform(Tokens(keys, positions), 2, 64)
     for rate in (0.05, 0.3, 0.9):
-        keep = keep_mask(Tokens(keys, positions), 2, 64, rate)
+        factors = dropout_factors(Tokens(keys, positions), 2, 64, rate, torch.float32)
+        keep = factors > 0
         assert torch.equal(keep, noise >= math.floor(rate * 2**24) / 2**24)
+        assert torch.equal(factors, keep.float() / (1 - rate))
         assert abs(keep.float().mean() - (1 - rate)) < 5 * (rate * (1 - rate) / keep.numel()) ** 0.5
 
 
@@ -154,6 +158,46 @@ def test_sites_that_are_hashed_together_draw_what_each_draws_alone() -> None:
             bits = bits * first
             bits = (bits ^ (bits >> 32)) * second
             assert torch.equal(random_bits(tokens, site, 11), bits), (turn, site)
+
+
+Draw = Callable[[Tokens, int, str | None], torch.Tensor]
+KINDS: dict[str, Draw] = {
+    "dropout": lambda tokens, site, block: dropout_factors(tokens, site, 40, 0.3, torch.float32, block),
+    "normal": lambda tokens, site, block: normal(tokens, site, 40, block),
+    "signs": lambda tokens, site, block: signs(tokens, site, 40, torch.bfloat16, block),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neighbours_that_are_drawn_together_draw_what_each_draws_alone(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, positions = torch.arange(3) * 7919, torch.arange(5).repeat(3, 1)
+    draw, known, spread, chains = KINDS[kind], KnownSites(), noise_of._spread, []
+    monkeypatch.setattr(noise_of, "_spread", lambda hashes, lanes: chains.append(len(hashes)) or spread(hashes, lanes))
+    sites = {1: "layers.0", 4: "layers.0", 2: "layers.0", 9: "layers.1", 7: "layers.1", 8: "head"}
+    alone = {site: draw(Tokens(keys, positions), site, None) for site in sites}
+    for _ in range(2):  # the first pass learns the sites
+        chains.clear()
+        tokens = Tokens(keys, positions, known)
+        assert all(torch.equal(draw(tokens, site, block), alone[site]) for site, block in sites.items())
+    assert chains == [3, 2, 1]
+    assert not tokens._ready  # nothing is kept that has been asked for
+    again = {site: draw(tokens, site, sites[site]) for site in (9, 7)}  # as when a layer is computed a second time
+    assert all(torch.equal(values, alone[site]) for site, values in again.items())
+    monkeypatch.setitem(noise_of._TOGETHER, False, 2 * 3 * 5 * 40)
+    chains.clear()
+    tokens = Tokens(keys, positions, known)
+    assert all(torch.equal(draw(tokens, site, block), alone[site]) for site, block in sites.items())
+    assert chains == [2, 1, 2, 1]  # no more at once than is of use
+
+
+def test_signs_are_the_bits_of_the_better_half_of_every_word() -> None:
+    """The formula that runs of before were drawn with."""
+    tokens = Tokens(torch.arange(4) * 7919, torch.arange(6).repeat(4, 1))
+    octets = random_bits(tokens, 5, 3).view(torch.uint8).unflatten(-1, (-1, 8))[..., 4:].flatten(-2)
+    bits = (octets[..., None] & (1 << torch.arange(8, dtype=torch.uint8))).flatten(-2)[..., :70]
+    assert torch.equal(signs(tokens, 5, 70, torch.float64), torch.where(bits != 0, 1.0, -1.0).double())
 
 
 def test_a_pass_hashes_its_tokens_once(monkeypatch: pytest.MonkeyPatch) -> None:
