@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, relu
+from torch.nn.functional import linear, logsigmoid, relu
 
 from bayeslora.errors import require_choice
 from bayeslora.models.answer_model import AnswerModel
+from bayeslora.models.c_lora_stack import ContextualStack, stacked
 from bayeslora.models.noise import normal
 from bayeslora.models.sites import ADAPTER, SiteContext, SiteLinear, block_of, plain_name
 from bayeslora.streams import generator
@@ -59,9 +60,10 @@ class ContextualModule(nn.Module):
     def __init__(self, name: str, number: int, rank: int, context: str, width: int, sites: SiteContext) -> None:
         super().__init__()
         self.number, self.rank, self.width, self.context, self.sites = _SITES + number, rank, width, context, sites
-        self.block = block_of(name)
+        self.name, self.block = name, block_of(name)
         self.recorded: Tensor | None = None
         self.recording = False
+        self.shared: dict[str, Tensor] = {}  # the maps' parameters within a stack of all sites', while recording
         if context == "free":
             self.out = _linear(1, 2 * rank**2, False, f"{name}.out", sites)
         else:
@@ -70,9 +72,19 @@ class ContextualModule(nn.Module):
 
     def law(self, context: Tensor) -> tuple[Tensor, Tensor]:
         r"""Mean :math:`\mu` and :math:`\rho`, both ``[..., r * r]`` row by row, of E at contexts ``[..., r]``."""
-        features = torch.ones_like(context[..., :1]) if self.context == "free" else relu(self.hidden(context))
-        mean, rho = self.out(features).chunk(2, -1)
+        free = self.context == "free"
+        features = torch.ones_like(context[..., :1]) if free else relu(self._mapped("hidden", context))
+        mean, rho = self._mapped("out", features).chunk(2, -1)
         return mean, rho
+
+    def maps(self) -> dict[str, Tensor]:
+        """The parameters of both linear maps, as ``out.weight``."""
+        return {name: value for name, value in self.named_parameters() if name.startswith(("hidden.", "out."))}
+
+    def _mapped(self, name: str, x: Tensor) -> Tensor:
+        if self.shared and not self.sites.state.weights:
+            return linear(x, self.shared[f"{name}.weight"], self.shared.get(f"{name}.bias"))
+        return getattr(self, name)(x)  # type: ignore[no-any-return]
 
     def before_up(self, up: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The hook in front of B: what arrives there, times E."""
@@ -115,7 +127,7 @@ class ContextualModule(nn.Module):
         noise = normal(tokens, self.number, self.rank, self.block)
         variance = _times(_variance(rho), z.square())
         floor = torch.finfo(variance.dtype).tiny  # the root's slope at zero is infinite
-        return _times(mean, z) + variance.clamp(min=floor).sqrt() * noise.to(z.dtype)
+        return _times(mean, z) + (variance + floor).sqrt() * noise.to(z.dtype)
 
     @torch.no_grad()
     def mean_at_zero(self) -> Tensor:
@@ -151,6 +163,7 @@ class ContextualSites:
     def __init__(self, model: AnswerModel, context: str = "token", width: int = 64) -> None:
         require_choice("context", context, CONTEXTS)
         self.modules: dict[str, ContextualModule] = {}
+        self._stacks: list[ContextualStack] = []  # of the pass that was recorded last
         for path, layer in list(model.network.named_modules()):
             if ADAPTER in getattr(layer, "lora_A", {}):
                 self._install(model, f"{plain_name(path)}.lora_E", layer, context, width)
@@ -195,13 +208,12 @@ class ContextualSites:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Within the block, the modules keep the contexts they meet, for :meth:`divergence`."""
-        for module in self.modules.values():
-            module.recording = True
+        self._stacks = stacked(self.modules.values())
         try:
             yield
         finally:
             for module in self.modules.values():
-                module.recording = False
+                module.recording, module.shared = False, {}
 
     def divergence(self, mask: Tensor, prior_std: float, over: str = "mean") -> Tensor:
         r"""KL of E's law from N(0, beta^2) at the contexts of the last recorded pass, summed over sites, in nats.
@@ -218,27 +230,31 @@ class ContextualSites:
         release = over == "release"
         total = mask.new_zeros((), dtype=torch.float32)
         share = mask / len(mask) if over == "draws" else mask / mask.sum(-1, keepdim=True) / len(mask)
-        for module in self.modules.values():
-            context, module.recorded = module.recorded, None
-            assert context is not None  # every site is met in a pass
-            with torch.autocast(context.device.type, enabled=False):  # as where the law was drawn from
-                mean, rho = module.law(context if release else context.detach())
-            values = divergence(mean, rho, prior_std).sum(-1)
+        for stack in self._stacks:
+            contexts = stack.contexts()
+            with torch.autocast(contexts.device.type, enabled=False):  # as where the law was drawn from
+                mean, rho = stack.laws(contexts if release else contexts.detach())
+            values = divergence(mean, rho, prior_std).sum(1)
             if release:
                 total = total + values.sum()
+            elif values.shape[1:] == share.shape:
+                total = total + (values * share).sum()
             else:
-                total = total + ((values * share).sum() if values.shape == share.shape else values.mean())
+                total = total + values.sum() / values[0].numel()
+        self._stacks = []
+        for module in self.modules.values():
+            module.recorded = None
         return total
 
 
 def _linear(inputs: int, outputs: int, bias: bool, name: str, sites: SiteContext) -> SiteLinear:
-    linear = nn.Linear(inputs, outputs, bias, device="meta").to_empty(device="cpu")  # values come with `initialise`
-    return SiteLinear.adopt(linear, name, 0, sites)
+    made = nn.Linear(inputs, outputs, bias, device="meta").to_empty(device="cpu")  # values come with `initialise`
+    return SiteLinear.adopt(made, name, 0, sites)
 
 
 def _variance(rho: Tensor) -> Tensor:
-    """sigma^2, by squares: a fourth power takes five times as long."""
-    return torch.sigmoid(rho).square().square()
+    """sigma^2 from the logarithm of the sigmoid, whose way back is three operations; by two squares it is seven."""
+    return (4 * logsigmoid(rho)).exp()
 
 
 def _times(matrix: Tensor, z: Tensor) -> Tensor:
