@@ -34,8 +34,8 @@ def adapter_folder(name: str) -> Path:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is written as the id of a repository on the hub, and is no folder here."""
-    return _ID.fullmatch(name) is not None and not Path(name).exists()
+    """Whether a name is written as the id of a model on the hub, old ones without an owner included, and is no file."""
+    return re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name, re.ASCII) is not None and not Path(name).exists()
 
 
 def snapshot(

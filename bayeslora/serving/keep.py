@@ -41,7 +41,7 @@ class KeepForServing(L.Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         root = Path(trainer.default_root_dir)
-        save(self._kept(trainer, pl_module, data), root, pl_module, _on_disk(trainer, root))
+        save(self._kept(trainer, pl_module, data), root, pl_module.model.adapter_config, _on_disk(trainer, root))
         rank_zero_info(f"what answers new questions is in {root / 'serving'}")
 
     def _kept(self, trainer: L.Trainer, pl_module: MultipleChoiceModule, data: MultipleChoiceDataModule) -> Kept:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ from bayeslora.decisions.rule_file import FILE as RULE
 from bayeslora.decisions.rule_file import load_rule, save_rule
 from bayeslora.errors import UsageError
 from bayeslora.files import file_checksum, read_record, replacing_folder, write_record
-from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
+from bayeslora.models.hub import ADAPTER_FILES, adapter_folder
 from bayeslora.posteriors.state import load_posterior, save_posterior
 from bayeslora.types import Posterior
 
 SCHEMA = 1
 FOLDER = "serving"
-_RECORD, _WEIGHTS, _POSTERIOR = "serving.json", "weights.safetensors", "posterior"
+_RECORD, _WEIGHTS, _POSTERIOR, _ADAPTER = "serving.json", "weights.safetensors", "posterior", "adapter"
 _KINDS: dict[str, Callable[..., WeightPrediction | LaplacePrediction]] = {
     "weights": WeightPrediction,
     "laplace": LaplacePrediction,
@@ -76,22 +76,25 @@ class Kept:
     checkpoint: str | None = None
 
 
-def save(kept: Kept, root: Path | str, pl_module: MultipleChoiceModule, linked: Path | None = None) -> None:
+def save(kept: Kept, root: Path | str, adapter_config: Mapping[str, Any], linked: Path | None = None) -> None:
     """Write ``serving/`` into a run folder, whole or not at all.
+
+    The adapter that the module starts from, if any, is copied: it may be gone when the run is asked.
 
     Args:
         kept: What to write.
         root: The run folder.
-        pl_module: The module, which knows how its adapter is written for peft.
+        adapter_config: peft's configuration of the module's adapter.
         linked: Where the posterior is on disk already: its files are linked instead of written again.
     """
     with replacing_folder(Path(root) / FOLDER) as folder:
+        kept = replace(kept, arguments=_with_adapter_in(folder / _ADAPTER, kept.arguments))
         save_file({name: value.detach().contiguous().cpu() for name, value in kept.weights.items()}, folder / _WEIGHTS)
         if kept.posterior is not None:
             if linked is not None:
                 shutil.copytree(linked, folder / _POSTERIOR, copy_function=_link)
             else:
-                save_posterior(kept.posterior, folder / _POSTERIOR, pl_module.model.adapter_config, kept.base)
+                save_posterior(kept.posterior, folder / _POSTERIOR, adapter_config, kept.base)
         if kept.rule is not None:
             save_rule(kept.rule, folder / RULE)
         write_record(folder / _RECORD, {**_record(kept), "weights": file_checksum(folder / _WEIGHTS)})
@@ -141,15 +144,34 @@ def _kept(record: Mapping[str, Any], folder: Path) -> Kept:
         values = dict(record["prediction"])
         kind = _KINDS[values.pop("kind")]
         prediction = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-    plain = ("method", "module", "base", "precision", "batch_size", "temperature", "checkpoint", "arguments")
+    plain = ("method", "module", "base", "precision", "batch_size", "temperature", "checkpoint")
+    arguments = dict(record["arguments"])
+    if (folder / _ADAPTER).is_dir():
+        arguments["backbone"] = {**arguments["backbone"], "adapter": str(folder / _ADAPTER)}
     return Kept(
         **{name: record[name] for name in plain},
+        arguments=arguments,
         weights=load_file(folder / _WEIGHTS),
         prompting=Prompting.from_dict(record["prompting"]),
         prediction=prediction,
         posterior=None if prediction is None else load_posterior(folder / _POSTERIOR, record["base"]),
         rule=load_rule(folder / RULE) if record["has_rule"] else None,
     )
+
+
+def _with_adapter_in(folder: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A module's arguments without the adapter it starts from, whose files are copied; a pickle stays where it is."""
+    backbone = dict(arguments.get("backbone") or {})
+    if backbone.get("adapter") is None:
+        return dict(arguments)
+    source = adapter_folder(backbone["adapter"])
+    if not (source / ADAPTER_FILES[1]).is_file():
+        return dict(arguments)
+    folder.mkdir()
+    for name in ADAPTER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    return {**arguments, "backbone": {**backbone, "adapter": None}}
 
 
 def _with_whole_paths(values: Mapping[str, Any]) -> dict[str, Any]:

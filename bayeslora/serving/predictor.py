@@ -27,6 +27,7 @@ from bayeslora.models.loading import Backbone
 from bayeslora.posteriors.state import check_same_parameters
 from bayeslora.serving.adapter import kept_of_adapter
 from bayeslora.serving.answer import Answer
+from bayeslora.serving.hub import fetch, push
 from bayeslora.serving.kept import Kept, load
 from bayeslora.types import Posterior
 
@@ -70,6 +71,7 @@ class Predictor:
     def __init__(self, kept: Kept, device: str = "auto") -> None:
         found = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.kept, self.device = kept, torch.device(found)
+        self.run: Path | None = None  # the folder it comes from
         self.prompting = kept.prompting
         self.tokenizer = load_tokenizer(kept.prompting.tokenizer, kept.prompting.revision)
         self.module = _module(kept, self.device)
@@ -97,7 +99,24 @@ class Predictor:
         Raises:
             UsageError: the run was not tested, is damaged, or its base model is not there or is another.
         """
-        return cls(load(run), device)
+        found = cls(load(run), device)
+        found.run = Path(run)
+        return found
+
+    @classmethod
+    def from_hub(cls, repo: str, *, revision: str | None = None, device: str = "auto", **options: Any) -> Predictor:
+        """The predictor of a run that :meth:`push_to_hub` has uploaded. Tensors and JSON alone are read.
+
+        Args:
+            repo: ``owner/name``.
+            revision: A branch, a tag, or better a commit, whose content nobody can change.
+            device: See the class.
+            options: ``token`` for private repositories, ``cache_dir``, ``local_files_only``.
+
+        Raises:
+            UsageError: no such repository, or no run in it.
+        """
+        return cls(load(fetch(repo, revision, **options)), device)
 
     @classmethod
     def from_adapter(
@@ -134,6 +153,28 @@ class Predictor:
             2
         """
         return cls(kept_of_adapter(base, adapter, posterior, **settings), device)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what answers questions to the Hugging Face hub, with a model card.
+
+        The repository holds ``serving/`` as :meth:`from_hub` reads it, the mean as an adapter for plain peft, the
+        metrics and the calibration figure of the run's test, and a card that says how to use it. Nothing else of a run
+        is uploaded: no predictions, no questions but the worked examples of a few-shot prompt, no configuration and no
+        place of this machine.
+
+        Args:
+            repo_id: ``owner/name``; made where there is none.
+            options: ``private`` (True: nobody but the owner sees a repository that is made), ``base`` (the id on the
+                hub of a base that is a folder here), ``license``, ``commit_message``, ``token``, ``branch``,
+                ``create_pr``.
+
+        Returns:
+            The address of the commit, or of the pull request.
+
+        Raises:
+            UsageError: a base or a tokenizer that is a folder here, or what the hub refuses.
+        """
+        return push(self.kept, self.module, self.run, repo_id, **options)
 
     @property
     def rule(self) -> DecisionRule | None:

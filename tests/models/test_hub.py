@@ -52,6 +52,7 @@ def test_a_folder_goes_before_the_hub(cache: Path) -> None:
     assert adapter_folder("someone/theirs") == folder
     assert not is_hub_id("someone/theirs")
     assert is_hub_id("someone/others")
+    assert is_hub_id("gpt2")
     assert not is_hub_id("runs/a/posterior")
     assert adapter_folder("runs/a/posterior") == Path("runs/a/posterior")  # whose absence the caller reports
 
