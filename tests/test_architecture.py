@@ -1,4 +1,4 @@
-"""The layout and the order of imports that ``docs/architecture.md`` states are those of the tree."""
+"""The layout and the order of imports that ``docs/architecture.md`` states are those of the tree; tests stand alone."""
 
 import ast
 from pathlib import Path
@@ -87,3 +87,19 @@ def test_no_circle_of_imports() -> None:
 
     for name in sorted(IMPORTS):
         visit(name, ())
+
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_do_not_import_one_another(path: Path) -> None:
+    """What several of them need is in ``tests/helpers`` (or a fixture), so that each may change or go alone."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    named = {
+        f"{node.module}.{alias.name}" for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    named |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    own = {name for name in named if name.startswith("tests.")}
+    wrong = sorted(name for name in own if any(part.startswith(("test_", "conftest")) for part in name.split(".")))
+    assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}: move what it needs to tests/helpers"

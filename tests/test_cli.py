@@ -10,26 +10,15 @@ import pytest
 import torch
 
 from bayeslora.cli import main
-from tests.test_resume import questions
+from tests.helpers.command_line import arguments, refused
+from tests.helpers.runs import questions
 
 ROOT = Path(__file__).parent.parent
-FAST = [
-    "--trainer.accelerator=cpu",
-    "--trainer.max_epochs=1",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
-]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return questions(tmp_path_factory.mktemp("cli") / "data")
-
-
-def arguments(stage: str, root: Path, data: Path, *options: str) -> list[str]:
-    model = ["--model=LoRAModule", "--model.backbone.pretrained=embedded"]
-    questions = ["--data=JSONLDataModule", f"--data.path={data}", "--data.labels=40"]
-    return [stage, *model, *questions, f"--trainer.default_root_dir={root}", *FAST, *options]
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +27,6 @@ def run(data: Path) -> Path:
     root = data.parent / "run"
     assert main(arguments("fit", root, data)) == 0
     return root
-
-
-def refused(capsys: pytest.CaptureFixture, args: list[str], *parts: str, status: int = 2) -> None:
-    """The command fails with one line on the error stream that holds every part."""
-    capsys.readouterr()
-    assert main(args) == status
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bayeslora: error:")]
-    assert len(lines) == 1, lines
-    for part in parts:
-        assert part in lines[0], lines[0]
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -10,8 +10,8 @@ import torch
 from bayeslora.cli import main
 from bayeslora.models.pretrained import resolve_pretrained
 from bayeslora.posteriors.state import load_posterior
-from tests.test_cli import FAST
-from tests.test_resume import questions
+from tests.helpers.command_line import FAST
+from tests.helpers.runs import questions
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ import pytest
 import torch
 import yaml
 
+from tests.helpers.runs import assert_equal, questions
+
 ROOT = Path(__file__).parent.parent
 CONFIG: dict[str, Any] = {
     "seed_everything": 3,
@@ -47,20 +49,6 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "ivon": ("IVONModule", {"learning_rate": 0.3, "ess": 1e4}, TRAINER),
     "c_lora_two": ("CLoRAModule", {**CYCLE, "optimisers": "two"}, {}),
 }
-
-
-def questions(folder: Path) -> Path:
-    """A small benchmark in JSONL."""
-    from bayeslora.datamodules.synthetic_process import questions as synthetic
-
-    folder.mkdir()
-    for split, source, n in (("train", "train", 120), ("validation", "easy", 20), ("test", "test", 40)):
-        rows = [
-            {"id": q.id, "question": q.question, "options": list(q.options), "label": q.label}
-            for q in synthetic(source)[:n]
-        ]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
 
 
 def command(stage: str, config: Path, root: Path, *options: str) -> list[str]:
@@ -108,21 +96,6 @@ def kill(config: Path, root: Path, delay: float) -> None:
 
 def state(root: Path) -> dict:
     return torch.load(root / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def assert_equal(first: object, second: object, where: str = "") -> None:
-    """Bit for bit, through dicts and lists."""
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_equal(first[key], second[key], f"{where}/{key}")
-    elif isinstance(first, list | tuple):
-        for index, pair in enumerate(zip(first, second, strict=True)):
-            assert_equal(*pair, f"{where}/{index}")
-    else:
-        assert first == second, where
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from bayeslora.lightning_modules.lora import LoRAModule
 from bayeslora.models.loading import LoRA
 from bayeslora.results.prediction_file import read_predictions
 from bayeslora.types import Samples
-from tests.test_resume import questions
+from tests.helpers.runs import questions
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",

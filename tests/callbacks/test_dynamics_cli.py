@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from bayeslora.cli import main
-from tests.callbacks.test_swag_cli import arguments
-from tests.test_resume import questions
+from tests.helpers.runs import questions
+from tests.helpers.swag_runs import arguments
 
 OVERLAY = Path(__file__).parent.parent.parent / "configs" / "method" / "dynamics.yaml"
 

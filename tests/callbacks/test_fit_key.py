@@ -7,8 +7,8 @@ import pytest
 
 from bayeslora.cli import main
 from bayeslora.posteriors.state import load_posterior
-from tests.test_cli import FAST
-from tests.test_resume import questions
+from tests.helpers.command_line import FAST
+from tests.helpers.runs import questions
 
 CHANGES = {
     "shots": ["--data.shots=2"],

@@ -16,7 +16,7 @@ from bayeslora.curvature.link import drawn, probit
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.prediction_path import owners
 from bayeslora.types import Predictive
-from tests.callbacks.test_swag import QUIET, Classifier, loader, logits_of
+from tests.helpers.classifier import QUIET, Classifier, loader, logits_of
 
 
 def label_of(batch: list[Tensor]) -> Tensor:

@@ -14,8 +14,9 @@ from bayeslora.posteriors.laplace.fit import Prior
 from bayeslora.posteriors.laplace.full import FullPosterior
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.results.prediction_file import read_predictions
-from tests.callbacks.test_swag_cli import arguments, metrics
-from tests.test_resume import questions
+from tests.helpers.command_line import metrics
+from tests.helpers.runs import questions
+from tests.helpers.swag_runs import arguments
 
 METHODS = Path(__file__).parent.parent.parent / "configs" / "method"
 OVERLAY, LAST, TEMPERATURE = (METHODS / f"{name}.yaml" for name in ("laplace", "laplace_last_layer", "temperature"))

@@ -9,8 +9,8 @@ from bayeslora.callbacks.laplace import Laplace
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import load_posterior
-from tests.lightning_modules.ensembles import datamodule, fitted, trainer
-from tests.test_resume import questions
+from tests.helpers.ensembles import datamodule, fitted, trainer
+from tests.helpers.runs import questions
 
 
 @pytest.fixture(scope="module")

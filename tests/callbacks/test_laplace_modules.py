@@ -10,8 +10,8 @@ from bayeslora.callbacks.laplace import Laplace
 from bayeslora.callbacks.laplace_network import initial_weights, network_of
 from bayeslora.lightning_modules.blob import BLoBModule
 from bayeslora.posteriors.laplace.full import FullPosterior
-from tests.lightning_modules.ensembles import datamodule, trainer
-from tests.test_resume import questions
+from tests.helpers.ensembles import datamodule, trainer
+from tests.helpers.runs import questions
 
 SMALL = LoRA(r=4, target_modules=["q_proj", "v_proj"])
 

@@ -16,7 +16,7 @@ from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.posteriors.swag import SWAGPosterior
 from bayeslora.results.prediction_file import read_predictions
-from tests.test_resume import questions
+from tests.helpers.runs import questions
 
 METHODS = Path(__file__).parent.parent.parent / "configs" / "method"
 

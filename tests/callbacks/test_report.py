@@ -19,7 +19,7 @@ from bayeslora.metrics import UNKNOWN, Answers, evaluate
 from bayeslora.results.prediction_file import Predictions as Predicted
 from bayeslora.results.prediction_file import read_predictions, write_predictions
 from bayeslora.types import Predictive
-from tests.callbacks.test_predictions import Data, Module, trainer
+from tests.helpers.answering import Data, Module, trainer
 
 
 def answers(n: int, seed: int, members: int = 3) -> Answers:

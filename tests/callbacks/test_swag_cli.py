@@ -18,7 +18,9 @@ from bayeslora.models.loading import LoRA
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.posteriors.swag import SWAGPosterior
-from tests.test_resume import questions
+from tests.helpers.command_line import metrics
+from tests.helpers.runs import questions
+from tests.helpers.swag_runs import arguments
 
 ROOT = Path(__file__).parent.parent.parent
 OVERLAY = ROOT / "configs" / "method" / "swag.yaml"
@@ -31,13 +33,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return questions(tmp_path_factory.mktemp("swag") / "data")
 
 
-def arguments(stage: str, root: Path, data: Path, *options: str) -> list[str]:
-    model = ["--model=LoRAModule", "--model.backbone.pretrained=embedded", "--model.optimisation.learning_rate=0.005"]
-    source = ["--data=JSONLDataModule", f"--data.path={data}", "--data.labels=40"]
-    quiet = ["--trainer.accelerator=cpu", "--trainer.max_epochs=6", "--trainer.enable_progress_bar=false"]
-    return [stage, *model, *source, f"--trainer.default_root_dir={root}", *quiet, *options]
-
-
 @pytest.fixture(scope="module")
 def runs(data: Path) -> list[Path]:
     """Two finished SWAG runs of different seeds."""
@@ -45,10 +40,6 @@ def runs(data: Path) -> list[Path]:
     for seed, root in enumerate(roots):
         assert main(arguments("fit", root, data, f"-c={OVERLAY}", f"--seed_everything={seed}")) == 0
     return roots
-
-
-def metrics(root: Path) -> dict:
-    return json.loads((root / "test" / "metrics.json").read_text())
 
 
 def test_the_run_leaves_its_posterior_with_a_plain_adapter_of_the_mean(runs: list[Path]) -> None:

@@ -18,7 +18,7 @@ from bayeslora.posteriors.state import save_posterior
 from bayeslora.posteriors.swag import SWAGPosterior
 from bayeslora.streams import generator
 from bayeslora.types import Samples
-from tests.conftest import label_token_batch
+from tests.helpers.batches import label_token_batch
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",

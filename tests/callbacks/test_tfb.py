@@ -14,8 +14,7 @@ from bayeslora.datamodules import JSONLDataModule
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.posteriors.tfb import TFBPosterior
 from bayeslora.results.prediction_file import read_predictions
-from tests.lightning_modules.test_lora import trainer
-from tests.test_resume import assert_equal, questions
+from tests.helpers.runs import assert_equal, questions, trainer
 
 OPTIONS = {"tolerance": 0.02, "anchors": 32, "samples": 4}
 

@@ -15,7 +15,7 @@ from bayeslora.commands.tfb import as_test
 from bayeslora.models.pretrained import resolve_pretrained
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.results.prediction_file import read_predictions
-from tests.test_resume import assert_equal, questions
+from tests.helpers.runs import assert_equal, questions
 
 METHODS: dict[str, dict[str, Any]] = {
     "LoRAModule": {"prior_std": 0.5},

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from bayeslora.cli import main
-from tests.test_cli import arguments
-from tests.test_resume import questions
+from tests.helpers.command_line import arguments
+from tests.helpers.runs import questions
 
 
 @pytest.fixture(scope="module")

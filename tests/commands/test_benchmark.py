@@ -16,7 +16,7 @@ import yaml
 
 from bayeslora.cli import main
 from bayeslora.results.prediction_file import read_predictions
-from tests.test_cli import arguments, refused
+from tests.helpers.command_line import arguments, refused
 from tools.layout import ROOT
 
 TRAINER = {"max_steps": 4, "accelerator": "cpu", "enable_model_summary": False, "log_every_n_steps": 2}

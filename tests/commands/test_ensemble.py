@@ -16,9 +16,9 @@ from bayeslora.commands import ensemble
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.posteriors.members.store import DONE, MemberStore
 from bayeslora.posteriors.state import load_posterior
-from tests.lightning_modules.ensembles import difference
-from tests.test_cli import FAST, ROOT, refused
-from tests.test_resume import questions
+from tests.helpers.command_line import FAST, ROOT, refused
+from tests.helpers.ensembles import difference
+from tests.helpers.runs import questions
 
 METHOD = ROOT / "configs" / "method" / "ensemble.yaml"
 

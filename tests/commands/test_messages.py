@@ -8,7 +8,7 @@ import yaml
 
 from bayeslora.cli import main
 from bayeslora.errors import UsageError
-from tests.test_cli import arguments, refused
+from tests.helpers.command_line import arguments, refused
 
 
 @pytest.mark.parametrize(

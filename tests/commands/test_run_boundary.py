@@ -18,7 +18,7 @@ from filelock import FileLock
 from bayeslora.cli import _how_to_go_on, main
 from bayeslora.commands.arguments import callback
 from bayeslora.signals import Stopped
-from tests.test_cli import arguments, refused
+from tests.helpers.command_line import arguments, refused
 
 ROOT = Path(__file__).parents[2]
 

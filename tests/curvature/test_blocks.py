@@ -10,8 +10,8 @@ from bayeslora.curvature.jacobian import contrast_jacobian
 from bayeslora.curvature.structures import BLOCK_STRUCTURES as BLOCKS
 from bayeslora.posteriors.laplace.fit import Fit, Prior
 from bayeslora.posteriors.state import load_posterior, save_posterior
-from tests.curvature.laplace_tasks import TARGETS, batches, task
-from tests.curvature.test_jacobian import exact
+from tests.helpers.laplace_tasks import TARGETS, batches, task
+from tests.helpers.models import exact
 
 SOME = pytest.mark.parametrize("structure", ["kfac", "ekfac", "diag"])
 

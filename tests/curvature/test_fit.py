@@ -17,9 +17,9 @@ from bayeslora.posteriors.laplace.fit import Prior
 from bayeslora.posteriors.laplace.shards import DiskShards, check_disk
 from bayeslora.posteriors.laplace.softmax import softmax_root
 from bayeslora.types import AnswerBatch, GaussianPosterior
-from tests.conftest import label_token_batch
-from tests.curvature.laplace_tasks import TARGETS, batches, dense, rows, task
-from tests.curvature.test_jacobian import exact
+from tests.helpers.batches import label_token_batch
+from tests.helpers.laplace_tasks import TARGETS, batches, dense, rows, task
+from tests.helpers.models import exact
 
 TIGHT = {"atol": 1e-10, "rtol": 1e-9}
 TEST = label_token_batch([8, 5], [4, 3], 3)

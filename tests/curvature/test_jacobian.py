@@ -3,56 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from bayeslora.curvature.jacobian import contrast_jacobian, linearised
 from bayeslora.errors import UsageError
-from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model
-from bayeslora.types import AnswerBatch, Predictive, Samples
-from tests.conftest import label_token_batch, option_row_batch
+from bayeslora.types import Predictive, Samples
+from tests.helpers.batches import label_token_batch, option_row_batch
+from tests.helpers.jacobians import by_autograd
+from tests.helpers.models import ALL, exact, trained
 
-ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 TIGHT = {"atol": 1e-10, "rtol": 1e-10}
-
-
-def trained(path: str, targets: list[str] = ALL, **backbone: Any) -> AnswerModel:
-    """A model whose B matrices are not zero any more, in eval mode."""
-    model = load_answer_model(Backbone(path, **backbone), LoRA(r=4, target_modules=targets), 0)
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.trainable().items():
-        if ".lora_B." in name:
-            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-def exact(path: str, targets: list[str] = ALL, **backbone: Any) -> AnswerModel:
-    """The same in float64 throughout: Llama's own norm would round to float32."""
-    model = trained(path, targets, **backbone)
-    for name, module in list(model.network.named_modules()):
-        if type(module).__name__ == "LlamaRMSNorm":
-            norm = nn.RMSNorm(len(module.weight), eps=module.variance_epsilon)
-            norm.weight = module.weight
-            model.network.set_submodule(name, norm)
-    return model.double()
-
-
-def by_autograd(model: AnswerModel, batch: AnswerBatch) -> dict[str, Tensor]:
-    """The Jacobian one contrast of one question at a time, by the parameters' own gradients."""
-    parameters, logits = model.trainable(), model(batch).logits
-    jacobian = {n: torch.zeros(len(batch), logits.shape[1] - 1, *p.shape, dtype=p.dtype) for n, p in parameters.items()}
-    for b, c in batch.answer_mask[:, 1:].nonzero().tolist():
-        contrast = logits[b, c + 1] - logits[b, 0]
-        gradients = torch.autograd.grad(contrast, list(parameters.values()), retain_graph=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            jacobian[name][b, c] = gradient
-    return jacobian
 
 
 def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], **tolerance: float) -> None:

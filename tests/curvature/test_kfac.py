@@ -15,9 +15,10 @@ from bayeslora.curvature.structures import BLOCK_STRUCTURES, accumulators, gauss
 from bayeslora.errors import UsageError
 from bayeslora.posteriors.laplace.blocks import Block
 from bayeslora.types import AnswerBatch
-from tests.conftest import label_token_batch, option_row_batch
-from tests.curvature.test_jacobian import by_autograd, exact, trained
-from tests.models.toy_lora import LoRALinear, MeanPool, ToyModel, batch_of, lora_mlp
+from tests.helpers.batches import label_token_batch, option_row_batch
+from tests.helpers.jacobians import by_autograd
+from tests.helpers.models import exact, trained
+from tests.helpers.toy_lora import LoRALinear, MeanPool, ToyModel, batch_of, lora_mlp
 
 TIGHT = {"atol": 1e-10, "rtol": 1e-10}
 KINDS = list(BLOCK_STRUCTURES)

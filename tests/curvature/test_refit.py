@@ -14,9 +14,9 @@ from bayeslora.models.answer_model import AnswerModel
 from bayeslora.posteriors.laplace.fit import Prior
 from bayeslora.posteriors.state import load_posterior, save_posterior
 from bayeslora.types import AnswerBatch
-from tests.conftest import label_token_batch
-from tests.curvature.laplace_tasks import TARGETS, batches, rows, task
-from tests.curvature.test_jacobian import exact
+from tests.helpers.batches import label_token_batch
+from tests.helpers.laplace_tasks import TARGETS, batches, rows, task
+from tests.helpers.models import exact
 
 TEST = label_token_batch([8, 5], [4, 3], 3)
 

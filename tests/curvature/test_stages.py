@@ -11,7 +11,7 @@ from bayeslora.curvature.stages import accumulate
 from bayeslora.curvature.structures import BLOCK_STRUCTURES, accumulators
 from bayeslora.errors import UsageError
 from bayeslora.types import AnswerBatch
-from tests.models.toy_lora import ToyModel, batch_of, lora_mlp
+from tests.helpers.toy_lora import ToyModel, batch_of, lora_mlp
 
 N, OPTIONS = 12, 3
 

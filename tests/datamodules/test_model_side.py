@@ -12,7 +12,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from bayeslora import Backbone, JSONLDataModule, LoRAModule, SyntheticDataModule
 from bayeslora.errors import UsageError
 from bayeslora.models.limits import Limits, limits_of
-from tests.conftest import save_llama
+from tests.helpers.models import save_llama
 
 ROW = {"question": "What is hot?", "options": ["sun", "moon", "stone"], "label": 0}
 

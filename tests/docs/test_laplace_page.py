@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bayeslora.curvature.fit import fit_full
-from tests.conftest import label_token_batch
-from tests.curvature.laplace_tasks import TARGETS, task
-from tests.curvature.test_jacobian import trained
-from tests.docs.test_swag_page import loader, name  # noqa: F401  a fixture
+from tests.helpers.batches import label_token_batch
+from tests.helpers.laplace_tasks import TARGETS, task
+from tests.helpers.models import trained
+from tests.helpers.pages import loader
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "laplace.md"
 
@@ -30,7 +30,7 @@ def test_another_prior_is_chosen_without_the_model(llama: str, tmp_path: Path) -
     assert namespace["report"]["precision"].keys() == {"A", "B"}
 
 
-def test_the_page_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:  # noqa: F811
+def test_the_page_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     namespace: dict[str, Any] = {"name": name, "folder": str(tmp_path / "run")}
     for split, n in (("train", 24), ("val", 8), ("test", 16)):
         namespace[f"{split}_loader"] = loader(n)

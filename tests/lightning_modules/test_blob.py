@@ -13,8 +13,7 @@ from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.blob import BLoBModule
 from bayeslora.models.blob import perturbed
 from bayeslora.posteriors.state import load_posterior
-from tests.lightning_modules.test_lora import trainer
-from tests.test_resume import assert_equal, questions
+from tests.helpers.runs import assert_equal, questions, trainer
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ from bayeslora.lightning_modules.c_lora import RELEASE_FACTOR
 from bayeslora.lightning_modules.kl_schedule import cyclic_share, release_cycle
 from bayeslora.posteriors.point import Point
 from bayeslora.types import Samples
-from tests.lightning_modules.ddp_gradients import Gradients
-from tests.test_resume import assert_equal, questions
+from tests.helpers.ddp_gradients import Gradients
+from tests.helpers.runs import assert_equal, questions
 
 
 @pytest.fixture(scope="module")

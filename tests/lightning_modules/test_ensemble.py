@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bayeslora import Backbone, LoRAEnsemble, RunError, UsageError
-from tests.lightning_modules.ensembles import Double, datamodule, difference, fitted, module, trainer
-from tests.test_resume import questions
+from tests.helpers.ensembles import Double, datamodule, difference, fitted, module, trainer
+from tests.helpers.runs import questions
 
 EXACT = 1e-12
 

@@ -13,8 +13,7 @@ from bayeslora.callbacks.run_folder import RunFolder
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.gaussian import GaussianModule
 from bayeslora.posteriors.state import load_posterior
-from tests.lightning_modules.test_lora import trainer
-from tests.test_resume import assert_equal, questions
+from tests.helpers.runs import assert_equal, questions, trainer
 
 METHODS: dict[str, tuple[type[GaussianModule], dict[str, Any]]] = {
     "blob": (BLoBModule, {"init_std": 0.2}),

@@ -14,8 +14,7 @@ from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules import ivon
 from bayeslora.posteriors.mean_field import MeanField
 from bayeslora.types import AnswerBatch, Samples
-from tests.lightning_modules.test_lora import trainer
-from tests.test_resume import assert_equal, questions
+from tests.helpers.runs import assert_equal, questions, trainer
 
 pytest.importorskip("ivon")
 SITES = LoRA(r=4, target_modules=["q_proj", "v_proj"])

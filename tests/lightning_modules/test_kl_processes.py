@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.lightning_modules import ddp_gradients
-from tests.lightning_modules.ddp import start
-from tests.test_resume import questions
+from tests.helpers import ddp_gradients
+from tests.helpers.ddp import start
+from tests.helpers.runs import questions
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from bayeslora.models.c_lora import CONTEXTS
 from bayeslora.models.sites import SiteDropout
 from bayeslora.posteriors.tfb import TFBPosterior
 from bayeslora.types import AnswerBatch
-from tests.conftest import label_token_batch
+from tests.helpers.batches import label_token_batch
 
 BATCH = label_token_batch([5, 9, 7], [4, 3, 5])
 Made = tuple[MultipleChoiceModule, Callable[[AnswerBatch], Predictive]]

@@ -9,17 +9,12 @@ import torch
 from bayeslora import Backbone, LoRA, LoRAModule, UsageError
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.optimisation import warmup_decay
-from tests.test_resume import questions
+from tests.helpers.runs import questions, trainer
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return questions(tmp_path_factory.mktemp("lora") / "data")
-
-
-def trainer(root: Path, **changes: object) -> L.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return L.Trainer(**{"default_root_dir": root, "accelerator": "cpu", "max_epochs": 1, **quiet, **changes})
 
 
 def fitted(root: Path, data: Path, dropout: float = 0.0, **arguments: object) -> tuple[LoRAModule, L.Trainer]:
@@ -96,7 +91,7 @@ def test_checkpoint_loads_without_the_command_line(tmp_path: Path, data: Path) -
 
 
 def test_two_processes_train_alike_and_test_every_question_once(tmp_path: Path, data: Path) -> None:
-    from tests.lightning_modules.ddp import launch
+    from tests.helpers.ddp import launch
 
     metrics = launch(tmp_path, data)
     assert metrics["n"] == 40

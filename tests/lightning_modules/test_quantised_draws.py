@@ -9,7 +9,7 @@ from bayeslora import Backbone, BLoBModule, CLoRAModule, LoRA, ScalaBLModule
 from bayeslora.models.fan_out import site_state
 from bayeslora.streams import stream
 from bayeslora.types import Samples
-from tests.conftest import label_token_batch
+from tests.helpers.batches import label_token_batch
 
 pytest.importorskip("bitsandbytes")
 Module = BLoBModule | CLoRAModule | ScalaBLModule

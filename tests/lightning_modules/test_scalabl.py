@@ -15,8 +15,7 @@ from bayeslora.lightning_modules import scalabl
 from bayeslora.lightning_modules.scalabl import orthogonal_rows
 from bayeslora.posteriors.scalabl import ScalaBLPosterior
 from bayeslora.posteriors.state import load_posterior, save_posterior
-from tests.lightning_modules.test_lora import trainer
-from tests.test_resume import assert_equal, questions
+from tests.helpers.runs import assert_equal, questions, trainer
 
 RATE = {"learning_rate": 1e-3, "warmup": 0.0}
 

@@ -8,7 +8,8 @@ import torch
 from bayeslora.errors import UsageError
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model
 from bayeslora.types import AnswerBatch, Samples
-from tests.conftest import label_token_batch, option_row_batch, save_llama
+from tests.helpers.batches import label_token_batch, one, option_row_batch
+from tests.helpers.models import save_llama
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 
@@ -21,23 +22,6 @@ def trained(path: str, seed: int = 0, targets: object = None, **backbone: object
         if ".lora_B." in name:
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model
-
-
-def one(batch: AnswerBatch, index: int) -> AnswerBatch:
-    """The question ``index`` of a label-token batch, alone and without padding."""
-    length = int(batch.attention_mask[index].sum())
-    row = slice(index, index + 1)
-    return AnswerBatch(
-        input_ids=batch.input_ids[row, -length:],
-        attention_mask=batch.attention_mask[row, -length:],
-        example_of_row=torch.zeros(1, dtype=torch.long),
-        option_of_row=torch.zeros(1, dtype=torch.long),
-        answer_ids=batch.answer_ids[row],
-        answer_mask=batch.answer_mask[row],
-        label=batch.label[row],
-        example_id=batch.example_id[row],
-        dataset=batch.dataset,
-    )
 
 
 @torch.no_grad()

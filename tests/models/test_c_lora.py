@@ -8,33 +8,13 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import UsageError
-from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.c_lora import CONTEXTS, ContextualModule, ContextualSites, divergence
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model
 from bayeslora.models.sites import SiteContext, SiteState
 from bayeslora.types import Samples
-from tests.conftest import label_token_batch, option_row_batch, save_llama
-from tests.models.test_answer_model import one
-
-RANK = 4
-ALL = ["q_proj", "v_proj", "up_proj", "down_proj", "lm_head"]
-
-
-def contextual(
-    path: str, context: str = "token", kind: str = "release", spread: float = 0.5, **backbone: object
-) -> tuple[AnswerModel, ContextualSites]:
-    """A model with contextual modules whose B is not zero any more."""
-    targets = ["query", "value"] if backbone.get("readout") == "head" else ALL
-    model = load_answer_model(Backbone(path, **backbone), LoRA(r=RANK, alpha=8, target_modules=targets), seed=0)
-    sites = ContextualSites(model, context, width=16)
-    sites.initialise(kind, 0.05, 0)
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.trainable().items():
-        if ".lora_B." in name:
-            parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-        elif ".lora_E." in name:
-            parameter.data.add_(spread * torch.randn(parameter.shape, generator=generator))
-    return model, sites
+from tests.helpers.batches import label_token_batch, one, option_row_batch
+from tests.helpers.contextual import ALL, RANK, contextual
+from tests.helpers.models import save_llama
 
 
 def module(context: str = "token", rank: int = RANK, seed: int = 0, number: int = 3) -> ContextualModule:

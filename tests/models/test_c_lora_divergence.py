@@ -7,9 +7,8 @@ from torch import Tensor
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.c_lora import CONTEXTS, ContextualSites
 from bayeslora.types import AnswerBatch, Samples
-from tests.conftest import label_token_batch
-from tests.models.test_answer_model import one
-from tests.models.test_c_lora import contextual
+from tests.helpers.batches import label_token_batch, one
+from tests.helpers.contextual import contextual
 
 
 def kl_of(model: AnswerModel, sites: ContextualSites, batch: AnswerBatch, over: str = "mean") -> Tensor:

@@ -9,7 +9,7 @@ from bayeslora.models.noise import Tokens, positions_from_last, signs
 from bayeslora.models.sites import SiteContext, SiteLinear, SiteState
 from bayeslora.posteriors.mean_field import normal_kl
 from bayeslora.types import Samples
-from tests.conftest import label_token_batch
+from tests.helpers.batches import label_token_batch
 
 
 def site(weight: torch.Tensor) -> SiteLinear:

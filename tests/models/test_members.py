@@ -10,7 +10,7 @@ from bayeslora.models.loading import load_answer_model
 from bayeslora.models.members import backpropagated, product_norms
 from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import save_posterior
-from tests.conftest import label_token_batch, option_row_batch
+from tests.helpers.batches import label_token_batch, option_row_batch
 
 TARGETS = ["q_proj", "v_proj", "lm_head"]
 

@@ -9,7 +9,7 @@ import torch
 from bayeslora.models import answer_model, memory
 from bayeslora.models.loading import Backbone, LoRA, _quantization, half_precision, load_answer_model
 from bayeslora.types import Samples
-from tests.conftest import label_token_batch
+from tests.helpers.batches import label_token_batch
 
 
 def test_what_torch_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

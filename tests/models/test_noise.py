@@ -23,7 +23,7 @@ from bayeslora.models.noise import (
 )
 from bayeslora.streams import generator, stream
 from bayeslora.types import Samples
-from tests.conftest import label_token_batch
+from tests.helpers.batches import label_token_batch
 
 
 def _noise(lengths, draws=(0,), seed=1, extra_padding=0, site=3, channels=32):

@@ -15,7 +15,7 @@ from bayeslora.curvature.jacobian import contrast_jacobian
 from bayeslora.curvature.rows import Network
 from bayeslora.posteriors.laplace import function_space
 from bayeslora.posteriors.laplace.fit import Prior
-from tests.models.toy_lora import ToyModel, batch_of, lora_mlp
+from tests.helpers.toy_lora import ToyModel, batch_of, lora_mlp
 
 pytest.importorskip("laplace")
 

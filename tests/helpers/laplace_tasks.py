@@ -14,7 +14,7 @@ from bayeslora.curvature.jacobian import contrast_jacobian
 from bayeslora.curvature.rows import Network
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.types import AnswerBatch
-from tests.conftest import label_token_batch
+from tests.helpers.batches import label_token_batch
 
 TARGETS = ["v_proj", "lm_head"]
 

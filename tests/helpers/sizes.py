@@ -1,0 +1,4 @@
+"""Sizes of the tiny random models."""
+
+VOCABULARY = 96
+HIDDEN = 64
