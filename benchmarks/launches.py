@@ -90,7 +90,7 @@ METHODS = {
     "MC dropout, ten in one pass": Method(lambda *a: LoRAModule(*a, samples=SAMPLES), "test", 1.3, dropout=0.1),
     "BLoB": Method(BLoBModule, "fit", 1.8),
     "ScalaBL": Method(ScalaBLModule, "fit", 1.3),
-    "IVON": Method(IVONModule, "fit", 1.3),
+    "IVON": Method(IVONModule, "fit", 1.4),
     "C-LoRA": Method(CLoRAModule, "fit", 2.2),
     "ensemble of 5": Method(lambda *a: LoRAEnsemble(*a, members=MEMBERS, share_data_order=True), "fit", 1.1),
     "bank of 5 weight sets": Method(Bank, "test", 1.1),
