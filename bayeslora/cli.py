@@ -31,6 +31,7 @@ commands:
   compare    one table and its plots of many runs: bayeslora compare RUN [RUN ...]
   benchmark  methods x datasets x seeds as one resumable grid, and its tables: bayeslora benchmark -c GRID
   score      the metrics of a test for answers whose labels are known: bayeslora score answers.jsonl
+  serve      answer questions over HTTP: bayeslora serve --run DIR
   dynamics   what an ensemble knew, doubted and forgot, epoch by epoch: bayeslora dynamics RUN
 
 configuration files combine from left to right, options of the command line come last:
@@ -52,6 +53,7 @@ _OWN = {
     "compare": "bayeslora.commands.compare",
     "benchmark": "bayeslora.commands.benchmark",
     "score": "bayeslora.commands.score",
+    "serve": "bayeslora.commands.serve",
     "dynamics": "bayeslora.commands.dynamics",
 }
 

@@ -17,8 +17,6 @@ from bayeslora import (
     TFB,
     BLoBModule,
     CLoRAModule,
-    Decision,
-    JSONLDataModule,
     Laplace,
     LoRAEnsemble,
     LoRAModule,
@@ -127,10 +125,6 @@ def test_a_mixture_of_finished_runs(tmp_path: Path) -> None:
     agree(tmp_path / "both", data)
 
 
-LINES = [
-    {"id": str(i), "question": f"Is {i} even?", "options": ["yes", "no"], "label": i % 2, "context": ""}
-    for i in range(40)
-]
 ASK = """
 import json, sys
 from bayeslora import Predictor
@@ -138,28 +132,6 @@ predictor = Predictor.from_run(sys.argv[1], device="cpu")
 answers = predictor([json.loads(line) for line in sys.stdin])
 print(json.dumps([answer.to_dict() for answer in answers]))
 """
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
-    """A run on a file of one's own, with a temperature and a decision rule; and the questions of its test."""
-    root = tmp_path_factory.mktemp("own")
-    data = root / "data"
-    data.mkdir()
-    (data / "train.jsonl").write_text("\n".join(map(json.dumps, LINES)))
-    (data / "test.jsonl").write_text("\n".join(map(json.dumps, LINES[:10])))
-    module = LoRAModule(lora=SMALL)
-    datamodule = JSONLDataModule(str(data), labels=40, calibration=8, batch_size=8, shots=1)
-    callbacks = [Temperature(), Decision(), Predictions(), KeepForServing()]
-    trainer = L.Trainer(
-        max_steps=1, accelerator="cpu", default_root_dir=root / "run", callbacks=callbacks, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0, limit_val_batches=0,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=datamodule)
-    trainer.test(module, datamodule=datamodule, verbose=False)
-    for file in data.iterdir():
-        file.unlink()
-    return root / "run", LINES[:10]
 
 
 def test_a_fresh_process_needs_no_training_data(own: tuple[Path, list[dict]]) -> None:
