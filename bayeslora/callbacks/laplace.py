@@ -23,9 +23,7 @@ from bayeslora.files import write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
 from bayeslora.models.in_place import evaluation_mode
-from bayeslora.posteriors.laplace.blocks import BlockGaussian
 from bayeslora.posteriors.laplace.fit import CENTRES, MEANS, NEEDS_ROWS, Fit, Prior
-from bayeslora.posteriors.laplace.full import FullPosterior
 from bayeslora.posteriors.laplace.selection import NO_VALIDATION, Choice
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import load_posterior, save_posterior
@@ -192,15 +190,6 @@ class Laplace(PosteriorCallback, RemembersFit):
         super().on_test_start(trainer, pl_module)
 
     on_predict_start = on_test_start
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the prediction path, and give back what the device held of the posterior."""
-        super().on_test_end(trainer, pl_module)
-        for component in getattr(self._posterior, "components", [self._posterior]):
-            if isinstance(component, FullPosterior | BlockGaussian):
-                component.release()
-
-    on_predict_end = on_test_end
 
     @torch.inference_mode(False)  # tests run in inference mode, whose tensors no gradient may flow through
     @torch.no_grad()

@@ -17,6 +17,7 @@ from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict, Predi
 from bayeslora.lightning_modules.sample_bank import draw_bank, weight_samples
 from bayeslora.models.in_place import restored_weights, write_weights
 from bayeslora.posteriors.mixture import Mixture
+from bayeslora.posteriors.on_device import release
 from bayeslora.posteriors.state import check_same_parameters, load_posterior
 from bayeslora.streams import stream
 from bayeslora.types import GaussianPosterior, Posterior, Predictive
@@ -136,10 +137,12 @@ class PosteriorCallback(L.Callback):
         self.served = self.prediction(pl_module, posterior), posterior
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the prediction path; the bank of samples goes with it."""
+        """Leave the prediction path, with the bank of samples and what the device held of the posterior."""
         if self._path is not None:
             self._path.release(self.label)
             self._path = None
+        if self.served is not None:
+            release(self.served[1])
 
     on_predict_start, on_predict_end = on_test_start, on_test_end
 
@@ -310,7 +313,9 @@ def _linearised(pl_module: L.LightningModule, posterior: Posterior, label: str) 
         raise UsageError(f"linearised prediction needs a module of this package, not {type(pl_module).__name__}")
     from bayeslora.curvature.jacobian import linearised
 
-    mean, model = posterior.mean(), pl_module.model
+    model = pl_module.model
+    own = model.trainable()
+    mean = {name: value.to(own[name].device) for name, value in posterior.mean().items()}
 
     def predict(batch: Any) -> Predictive:
         parameters = model.trainable()

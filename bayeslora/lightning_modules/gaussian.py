@@ -47,6 +47,7 @@ class GaussianModule(MultipleChoiceModule):
         require("samples", samples, samples >= 0, "0 (the mean) or more")
         require_choice("predict", predict, self.predictions)
         self.samples, self.predict = samples, predict
+        self._law: GaussianPosterior | None = None  # of the linearised evaluation that runs
 
     def posterior(self) -> GaussianPosterior:
         """The Gaussian as it stands."""
@@ -104,6 +105,12 @@ class GaussianModule(MultipleChoiceModule):
                 f"a checkpoint, or the posterior/ folder of a {type(self).__name__.removesuffix('Module')} run"
             )
         super().on_test_start()
+        self._law = self.posterior() if self.predict == "linearised" and self.samples else None
+
+    def on_test_end(self) -> None:
+        """Let go of the bank, or of the law that was linearised with."""
+        super().on_test_end()
+        self._law = None
 
     def test_samples(self) -> Samples | None:
         """``samples`` networks as one bank of the weights that have a law; None where nothing is drawn."""
@@ -119,7 +126,7 @@ class GaussianModule(MultipleChoiceModule):
     def predictive(self, batch: AnswerBatch) -> Predictive:
         """The mean, or S samples, or the law of the logits of the linearised model."""
         if self.predict == "linearised" and self.samples:
-            return linearised(self.model, batch, self.posterior())
+            return linearised(self.model, batch, self._law or self.posterior())
         return super().predictive(batch)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.models.fan_out import FanOut, fitting_chunk
-from bayeslora.models.masks import causal_mask
+from bayeslora.models.masks import causal_mask, finish_encoder_mask
 from bayeslora.models.members import joined, joined_state
 from bayeslora.models.sites import ADAPTER, SiteContext, plain_name
 from bayeslora.types import AnswerBatch, AnswerOutput, Samples
@@ -48,6 +48,8 @@ class AnswerModel(nn.Module):
         self.fan_out = FanOut(self._trunk, context)
         if readout == "label_token":
             _refuse_rescaled_logits(network)
+        else:
+            self._trunk.register_forward_pre_hook(finish_encoder_mask, with_kwargs=True)
         self.train(self.training)
 
     @property

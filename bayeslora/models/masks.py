@@ -9,6 +9,7 @@ from torch import Tensor
 
 # Kinds of models that take a finished mask as it is and read nothing else from a mask [R, T]; each is in a test.
 FINISHED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")
+ENCODERS = ("bert", "roberta", "xlm-roberta", "electra")
 
 
 def causal_mask(config: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -30,12 +31,45 @@ def causal_mask(config: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
         attention does not reach.
     """
     length = mask.shape[-1]
-    kind = getattr(config, "_attn_implementation", None)
     reach = getattr(config, "sliding_window", None) or length + 1
-    if getattr(config, "model_type", "") not in FINISHED or kind not in ("sdpa", "eager") or length >= reach:
+    if not _takes_finished(config, FINISHED) or length >= reach:
         return mask
     causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    allowed = causal & mask.bool()[:, None, None, :]
-    if kind == "sdpa":
+    return _finished(config, causal & mask.bool()[:, None, None, :], dtype)
+
+
+def encoder_mask(config: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What an encoder is to be given as its ``attention_mask``: as :func:`causal_mask`, but to keys on both sides.
+
+    Args:
+        config: Of the model: its kind, and its implementation of attention.
+        mask: Which tokens are real ``[R, T]``.
+        dtype: Of the model's activations.
+
+    Returns:
+        ``[R, 1, T, T]``, or the mask ``[R, T]`` as it is for other kinds of models and other implementations.
+    """
+    if not _takes_finished(config, ENCODERS) or mask.dim() != 2:
+        return mask
+    return _finished(config, mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[-1], -1), dtype)
+
+
+def finish_encoder_mask(trunk: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A hook in front of an encoder: the model around it makes ``[R, T]`` of whatever mask it is given."""
+    mask = kwargs.get("attention_mask")
+    if mask is None:
+        return None
+    dtype = trunk.get_input_embeddings().weight.dtype
+    return args, {**kwargs, "attention_mask": encoder_mask(trunk.config, mask, dtype)}
+
+
+def _takes_finished(config: Any, kinds: tuple[str, ...]) -> bool:
+    known = getattr(config, "model_type", "") in kinds
+    return known and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+
+
+def _finished(config: Any, allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the form that the implementation of attention takes."""
+    if config._attn_implementation == "sdpa":
         return allowed
     return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import UsageError
+from bayeslora.posteriors.on_device import OnDevice
 from bayeslora.posteriors.state import check_same_parameters, parameters_of, state_of
 
 
@@ -29,7 +30,7 @@ def normal_kl(mean: Tensor, std: Tensor, prior_std: float) -> Tensor:
     return math.log(prior_std) - std.log() + (std.square() + mean.square()) / (2 * prior_std**2) - 0.5
 
 
-class MeanField:
+class MeanField(OnDevice):
     """Independent Gaussians over the parameters that have a standard deviation; the others are points.
 
     Args:
@@ -98,8 +99,9 @@ class MeanField:
         """``J Sigma J^T [B, C-1, C-1]`` for the Jacobian of the contrast logits, name to ``[B, C-1, *shape]``."""
         like = next(iter(jacobian.values()))
         covariance = like.new_zeros(len(like), like.shape[1], like.shape[1])
-        for name, std in self._std.items():
-            scaled = (jacobian[name] * std.to(like.device, like.dtype)).flatten(2)
+        place = like.device, like.dtype
+        for name, std in self.placed(place, lambda: {n: value.to(*place) for n, value in self._std.items()}).items():
+            scaled = (jacobian[name] * std).flatten(2)
             covariance += scaled @ scaled.mT
         return covariance
 

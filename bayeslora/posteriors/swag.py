@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bayeslora.errors import RunError, UsageError, require_choice
 from bayeslora.posteriors.mixture import Mixture
+from bayeslora.posteriors.on_device import OnDevice
 from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import check_same_parameters, parameters_of, state_of
 
@@ -198,7 +199,7 @@ class Moments:
         return moments
 
 
-class SWAGPosterior:
+class SWAGPosterior(OnDevice):
     r"""Gaussian with the mean of the snapshots and their diagonal plus low-rank covariance.
 
     .. math:: w = m + \sqrt{s} \left( \sqrt{v} \odot z_1 + \frac{D^T z_2}{\sqrt{d}} \right), \qquad
@@ -305,7 +306,8 @@ class SWAGPosterior:
     def logit_covariance(self, jacobian: Mapping[str, Tensor]) -> Tensor:
         """``J Sigma J^T [B, C-1, C-1]`` for the Jacobian of the contrast logits, name to ``[B, C-1, *shape]``."""
         like = next(iter(jacobian.values()))
-        deviation, low_rank = (self.layout.split(f.to(like.device, like.dtype)) for f in self._factors)
+        place = like.device, like.dtype
+        deviation, low_rank = self.placed(place, lambda: [self.layout.split(f.to(*place)) for f in self._factors])
         covariance = like.new_zeros(len(like), like.shape[1], like.shape[1])
         projected = like.new_zeros(len(like), like.shape[1], len(self._deviations))
         for name, own in jacobian.items():

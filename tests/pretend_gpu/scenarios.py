@@ -180,16 +180,20 @@ def random_state() -> None:
 
 
 def finished_mask() -> None:
-    """A forward pass over padded rows asks nothing of their mask."""
-    model = load_answer_model(Backbone(), SITES, seed=0).to("cuda")
-    data = runs.questions()
-    data.prepare_data()
-    data.setup("fit")
-    batch = next(iter(data.val_dataloader())).to("cuda")
-    with device.recording() as record, torch.no_grad():
-        model(batch)
-    assert record.number_of_operations > 50
-    assert not [kind for kind, _, _ in record.waits if kind == "value"], record.lines()
+    """A forward pass over padded rows asks nothing of their mask: of a causal model, and of an encoder."""
+    head = Backbone(runs.encoder(), readout="head")
+    for base, sites, data in (
+        (Backbone(), SITES, runs.questions()),
+        (head, LoRA(r=2, target_modules=["query"]), runs.questions(head.pretrained, "head")),
+    ):
+        model = load_answer_model(base, sites, seed=0).to("cuda")
+        data.prepare_data()
+        data.setup("fit")
+        batch = next(iter(data.val_dataloader())).to("cuda")
+        with device.recording() as record, torch.no_grad():
+            model(batch)
+        assert record.number_of_operations > 50
+        assert not [kind for kind, _, _ in record.waits if kind == "value"], record.lines()
 
 
 def benchmark(name: str) -> None:

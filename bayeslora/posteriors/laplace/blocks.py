@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import UsageError
+from bayeslora.posteriors.on_device import OnDevice
 from bayeslora.posteriors.state import parameters_of, state_of
 
 
@@ -52,7 +53,7 @@ class Block(Protocol):
 B = TypeVar("B", bound=Block)
 
 
-class BlockGaussian(ABC, Generic[B]):
+class BlockGaussian(OnDevice, ABC, Generic[B]):
     """A Gaussian posterior over parameters that are independent of each other.
 
     Args:
@@ -76,7 +77,6 @@ class BlockGaussian(ABC, Generic[B]):
         self._mean = {name: value.detach().cpu() for name, value in mean.items()}
         self.blocks = dict(blocks)
         self.precision = {name: float(per_name[name]) for name in blocks}
-        self._placed: tuple[tuple[torch.device, torch.dtype], dict[str, B]] | None = None
 
     def mean(self) -> dict[str, Tensor]:
         """The weights the Gaussian is around, name to ``[*shape]``."""
@@ -113,13 +113,7 @@ class BlockGaussian(ABC, Generic[B]):
     def _on(self, like: Tensor) -> dict[str, B]:
         """The blocks where and as the Jacobian is, moved there once."""
         place = (like.device, torch.promote_types(like.dtype, torch.float32))
-        if self._placed is None or self._placed[0] != place:
-            self._placed = place, {name: block.to(*place) for name, block in self.blocks.items()}
-        return self._placed[1]
-
-    def release(self) -> None:
-        """Give back the memory of the device that predictions were made on."""
-        self._placed = None
+        return self.placed(place, lambda: {name: block.to(*place) for name, block in self.blocks.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Mean, blocks by parameter, and the prior's precisions."""

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import UsageError
+from bayeslora.posteriors.on_device import OnDevice
 from bayeslora.posteriors.state import check_same_parameters, parameters_of, state_of
 
 _COLUMNS = 16384  # of one parameter's directions that are held in float64 at a time
 _ROUNDING = 1e-3  # most that float32 products may lose of the smallest variance before float64 ones are taken
 
 
-class FullPosterior:
+class FullPosterior(OnDevice):
     r"""A Gaussian whose covariance is the prior's, less what the data determine along k directions.
 
     With the prior's precisions :math:`\Lambda`, rows V ``[k, P]`` and curvatures s of the whitened Gauss-Newton matrix
@@ -71,7 +72,6 @@ class FullPosterior:
         self.shift = None if shift is None else {name: value.detach().cpu() for name, value in shift.items()}
         if products is not None:
             self.products = products.detach().double().cpu()
-        self._placed: tuple[torch.device, dict[str, Tensor]] | None = None
 
     @cached_property
     def products(self) -> Tensor:
@@ -165,13 +165,7 @@ class FullPosterior:
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         """The directions where the Jacobian is, moved there once."""
-        if self._placed is None or self._placed[0] != device:
-            self._placed = device, {name: rows.to(device) for name, rows in self.directions.items()}
-        return self._placed[1]
-
-    def release(self) -> None:
-        """Give back the memory of the device that predictions were made on."""
-        self._placed = None
+        return self.placed(device, lambda: {name: rows.to(device) for name, rows in self.directions.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Mean, shift and directions by parameter, the directions' products, curvatures, precisions and scale."""
