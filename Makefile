@@ -9,8 +9,8 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: quickstart test test-fast test-real lint install
 
 quickstart: install
-	$(BIN)/bayeslora fit -c configs/quickstart.yaml --trainer.default_root_dir $(RUN) --overwrite
-	$(BIN)/bayeslora test -c configs/quickstart.yaml --trainer.default_root_dir $(RUN)
+	$(BIN)/bayeslora fit -c quickstart --trainer.default_root_dir $(RUN) --overwrite
+	$(BIN)/bayeslora test -c quickstart --trainer.default_root_dir $(RUN)
 
 test: install
 	$(BIN)/python -m pytest -n 2 -m "not real"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from bayeslora import __version__
+from bayeslora.configs import with_files
 from bayeslora.errors import RunError, UsageError, in_one_line
 from bayeslora.signals import Stopped, signals_stop_the_command
 
@@ -32,12 +33,13 @@ commands:
   benchmark  methods x datasets x seeds as one resumable grid, and its tables: bayeslora benchmark -c GRID
   score      the metrics of a test for answers whose labels are known: bayeslora score answers.jsonl
   serve      answer questions over HTTP: bayeslora serve --run DIR
+  configs    list the configurations that -c takes by name, or copy them: bayeslora configs [NAME ...]
   dynamics   what an ensemble knew, doubted and forgot, epoch by epoch: bayeslora dynamics RUN
 
-configuration files combine from left to right, options of the command line come last:
-  bayeslora fit  -c configs/quickstart.yaml
-  bayeslora test -c configs/quickstart.yaml
-  bayeslora fit  -c configs/base/mistral_7b.yaml -c configs/data/arc_easy.yaml -c configs/method/mc_dropout.yaml
+configurations, files or names, combine from left to right, options of the command line come last:
+  bayeslora fit  -c quickstart
+  bayeslora test -c quickstart
+  bayeslora fit  -c base/mistral_7b -c data/arc_easy -c method/mc_dropout
 
   bayeslora COMMAND --help             every option of a command
   bayeslora fit --model.help LoRAModule    the options of a class
@@ -54,6 +56,7 @@ _OWN = {
     "benchmark": "bayeslora.commands.benchmark",
     "score": "bayeslora.commands.score",
     "serve": "bayeslora.commands.serve",
+    "configs": "bayeslora.commands.configs",
     "dynamics": "bayeslora.commands.dynamics",
 }
 
@@ -80,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> int:
     args = [arg for arg in args if arg != DEBUG]
     try:
         with signals_stop_the_command():
-            return _command(args)(args)
+            return _command(args)(with_files(args))
     except Stopped as stopped:
         print(_how_to_go_on(stopped, args), file=sys.stderr)
         return stopped.status

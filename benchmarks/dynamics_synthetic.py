@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/dynamics_synthetic.py --seeds 10 --out runs/dynamics_synthetic
 
-A LoRA ensemble of five members, trained as ``configs/quickstart.yaml`` has it, is followed on draws of the embedded
+A LoRA ensemble of five members, trained as ``quickstart`` has it, is followed on draws of the embedded
 benchmark's domains. Easy questions are learnable. Noisy ones are as learnable, but their answers are uncertain whoever
 answers. The answers of hard ones are certain, but a sum modulo 4 that this base cannot learn. A seed draws training
 questions, orders and initial weights. What is there is not made again, so that a study that was cut short goes on.

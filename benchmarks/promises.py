@@ -1,7 +1,7 @@
 r"""Are the promises of a decision rule kept? Counted over many calibration sets, where the answer law is known.
 
-    bayeslora fit  -c configs/quickstart.yaml -c configs/method/swag.yaml -c configs/method/temperature.yaml \
-        -c configs/method/decision.yaml --data.labels 700 --data.calibration 200 --trainer.max_epochs 30 \
+    bayeslora fit  -c quickstart -c method/swag -c method/temperature \
+        -c method/decision --data.labels 700 --data.calibration 200 --trainer.max_epochs 30 \
         --trainer.default_root_dir runs/promises
     bayeslora test -c runs/promises/fit-config.yaml
     python benchmarks/promises.py --run runs/promises --risks 0.1 0.2 0.3
@@ -187,9 +187,7 @@ def sets_table(rows: Sequence[Sets], alpha: float) -> str:
 def main() -> None:
     """Print both tables for a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--run", type=Path, required=True, help="a run that was tested with configs/method/decision.yaml"
-    )
+    parser.add_argument("--run", type=Path, required=True, help="a run that was tested with method/decision")
     parser.add_argument("--seeds", type=int, default=200, help="calibration sets (200)")
     parser.add_argument("--questions", type=int, default=499, help="questions in each (499)")
     parser.add_argument("--risks", type=float, nargs="+", default=RISKS, help="error rates to promise (0.05 0.1 0.2)")

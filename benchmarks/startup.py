@@ -20,8 +20,8 @@ CASES = {
     "python -c pass": ([sys.executable, "-c", "pass"], None),
     'python -c "import lightning.pytorch.cli"': ([sys.executable, "-c", "import lightning.pytorch.cli"], None),
     "bayeslora --help": ([*COMMAND, "--help"], 1.0),
-    "bayeslora fit -c configs/quickstart.yaml --print_config": (
-        [*COMMAND, "fit", "-c", "configs/quickstart.yaml", "--print_config"],
+    "bayeslora fit -c quickstart --print_config": (
+        [*COMMAND, "fit", "-c", "quickstart", "--print_config"],
         5.0,
     ),
 }

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/study.py --rows mle map swag --seeds 10 --out runs/study
 
 A seed draws the training questions, their order and the initial weights. A row is what `bayeslora fit` and `bayeslora
-test` make of ``configs/quickstart.yaml`` with the overlays of ``ROWS``; the same with a temperature fitted on the
+test` make of ``quickstart`` with the overlays of ``ROWS``; the same with a temperature fitted on the
 validation fifth of the same labels is the row ``NAME+temperature``. Every row answers the same draw of
 ``--questions`` of each test set, and every budget of labels is trained on for as many optimiser steps. Folders are
 ordinary run folders: `bayeslora compare` reads them. What is there is not made again, so that a study that was cut
@@ -29,7 +29,7 @@ from bayeslora.cli import main as bayeslora
 from bayeslora.commands.compare import compare
 from bayeslora.results.prediction_file import read_predictions, write_predictions
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parent.parent / "bayeslora" / "configs"
 TEMPERATURE = "+temperature"
 BATCH_SIZE = 16  # the quickstart's
 FOUR = "--trainer.callbacks.samples=4"  # of each of five members
@@ -40,7 +40,7 @@ class Row:
     """How a row is made.
 
     Attributes:
-        overlays: Files of ``configs/method`` on top of the quickstart's configuration, for fit and for test.
+        overlays: Files of ``method/`` on top of the quickstart's configuration, for fit and for test.
         options: Options on top of those.
         trained: The row whose checkpoint is tested; None trains its own.
     """

@@ -1,4 +1,4 @@
-"""Validation likelihood of variational methods on the embedded benchmark, by option: how configs/method was chosen.
+"""Validation likelihood of variational methods on the embedded benchmark, by option: how overlays were chosen.
 
     OMP_NUM_THREADS=1 python benchmarks/variational_tuning.py BLoBModule '{"prior_std": 0.1}' '{"prior_std": 0.2}'
 

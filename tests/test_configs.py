@@ -11,7 +11,7 @@ import bayeslora.commands.lightning as lightning_cli
 from bayeslora import BLoBModule, CLoRAModule, IVONModule, ScalaBLModule
 from bayeslora.cli import main
 
-ROOT = Path(__file__).parent.parent / "configs"
+ROOT = Path(__file__).parent.parent / "bayeslora" / "configs"
 BASE, DATA = ROOT / "base" / "embedded.yaml", ROOT / "data" / "synthetic.yaml"
 
 
@@ -74,10 +74,9 @@ def test_commands_in_headers_parse(args: tuple[str, ...], tmp_path: Path, monkey
     monkeypatch.setattr(lightning_cli.CommandLine, "_run_subcommand", lambda self, stage: ran.append(self))
     monkeypatch.setattr(lightning_cli, "resolve", lambda checkpoint, root: checkpoints.append(checkpoint))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT)
     assert main([*args, "--trainer.accelerator=cpu", "--trainer.devices=1"]) == 0
     line, root = ran[0], Path(ran[0].trainer.default_root_dir)
-    overlays = {Path(arg).stem for arg in args if arg.startswith("configs/method/")}
+    overlays = {Path(arg).stem for arg in args if arg.startswith("method/")}
     if overlays & {"blob_mean", "c_lora_mean"}:
         assert line.model.samples == 0
         assert Path(checkpoints[0]).parents[1] != root  # another run's checkpoint, whose results stay
@@ -90,8 +89,8 @@ def test_commands_in_headers_parse(args: tuple[str, ...], tmp_path: Path, monkey
 @pytest.mark.parametrize("method", ["blob", "c_lora"])
 def test_papers_give_commands_for_their_rows_and_ood_sets(method: str) -> None:
     for file in (ROOT / "papers" / method).glob("*.yaml"):
-        own = [args for args in commands() if f"configs/papers/{method}/{file.name}" in args]
-        rows = [{Path(arg).stem for arg in args if arg.startswith("configs/method/")} for args in own]
+        own = [args for args in commands() if f"papers/{method}/{file.stem}" in args]
+        rows = [{Path(arg).stem for arg in args if arg.startswith("method/")} for args in own]
         assert rows == [set(), {f"{method}_mean"}, *([{"c_lora_fe"}] if method == "c_lora" else [])]
         ood = yaml.safe_load(file.read_text())["data"]["init_args"].get("ood")
         wanted = ["arc_challenge", "arc_easy", "mmlu:college_chemistry", "mmlu:college_physics"]

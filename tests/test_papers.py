@@ -26,7 +26,7 @@ SHORT = ["--trainer.max_steps=12", "--data.labels=40"]
     ],
 )
 def test_fit_then_test(config: str, options: list[str], expected: list[str], tmp_path: Path) -> None:
-    paper = f"--config={ROOT / 'configs/papers' / config}.yaml"
+    paper = f"--config={ROOT / 'bayeslora/configs/papers' / config}.yaml"
     tiny = ["--model.backbone.pretrained=embedded", "--trainer.accelerator=cpu", "--trainer.devices=1"]
     here = [f"--data.data_dir={DATA}", "--data.max_test=24", f"--trainer.default_root_dir={tmp_path}"]
     small = ["--model.backbone.dtype=float32", "--trainer.precision=32-true", "--data.eval_batch_size=8"]

@@ -4,12 +4,14 @@ import json
 import os
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from bayeslora import configs as shipped
 from bayeslora.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -33,11 +35,12 @@ def test_make_targets_exist() -> None:
 
 
 def test_configurations_and_links_exist() -> None:
-    named = [part for command in commands() for part in command if part.startswith("configs/")]
+    named = [after for command in commands() for part, after in pairwise(command) if part == "-c"]
     assert named
-    assert all((ROOT / part).is_file() for part in named)
-    methods = re.findall(r"`(method/\w+\.yaml)`", README)
-    assert {file.name for file in (ROOT / "configs" / "method").glob("*.yaml")} >= {Path(m).name for m in methods}
+    assert set(named) <= set(shipped.names())
+    methods = re.findall(r"`(method/\w+)`", README)
+    assert methods
+    assert set(methods) <= set(shipped.names())
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links
     assert all((ROOT / link).exists() for link in links)
@@ -108,10 +111,10 @@ def _foreign() -> dict:
 @pytest.mark.slow
 def test_quickstart_shows_overconfidence(tmp_path: Path) -> None:
     """What `make quickstart` runs after installing: overconfident as a large model is on few questions."""
-    config = ["-c", str(ROOT / "configs" / "quickstart.yaml"), f"--trainer.default_root_dir={tmp_path}"]
+    config = ["-c", "quickstart", f"--trainer.default_root_dir={tmp_path}"]
     config += ["--trainer.enable_progress_bar=false"]
     makefile = (ROOT / "Makefile").read_text()
-    assert all(f"bayeslora {stage} -c configs/quickstart.yaml" in makefile for stage in ("fit", "test"))
+    assert all(f"bayeslora {stage} -c quickstart" in makefile for stage in ("fit", "test"))
     assert main(["fit", *config]) == 0
     assert main(["test", *config]) == 0
     metrics = json.loads((tmp_path / "test" / "metrics.json").read_text())

@@ -21,7 +21,7 @@ def test_fit_then_test(name: str, tmp_path: Path) -> None:
     from bayeslora.results.prediction_file import read_predictions
 
     files = ("base/embedded.yaml", f"data/{name}.yaml", "method/temperature.yaml")
-    config = [part for file in files for part in ("-c", str(ROOT / "configs" / file))]
+    config = [part for file in files for part in ("-c", str(ROOT / "bayeslora" / "configs" / file))]
     options = ["--model.backbone.quantization=4bit", f"--data.data_dir={DATA}", "--data.labels=100", "--data.ood=[]"]
     trainer = ["--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path}"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]

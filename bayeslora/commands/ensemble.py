@@ -97,7 +97,7 @@ def _command_line(work: Work) -> type[CommandLine]:
             config = self.config[self.subcommand]
             options = config.model.get("init_args", {})
             if "members" not in options:
-                raise UsageError(f"{config.model.class_path} has no members; give -c configs/method/ensemble.yaml")
+                raise UsageError(f"{config.model.class_path} has no members; give -c method/ensemble")
             folder = work.choose(run_folder(config.trainer), options.members)
             options.members = work.group
             options.members_per_pass = work.members_per_pass or options.members_per_pass

@@ -12,14 +12,14 @@ usage: bayeslora laplace -c CONFIG [-c CONFIG ...] [--ckpt_path CKPT | --adapter
 
 Fit Laplace's Gaussian around the weights of a finished run, without training, save it to posterior/ and test it.
 
-  -c CONFIG            the run's configuration; a method such as configs/method/laplace.yaml may follow
+  -c CONFIG            the run's configuration; a method such as method/laplace may follow
   --ckpt_path CKPT     last (the default), best, or a file; `all` for every checkpoint of the run, one after another:
                        their results are in laplace_steps/<checkpoint>/ of the run folder, for `bayeslora compare`
   --adapter DIR        a peft adapter from elsewhere instead
 
 Every other option is one of `bayeslora test`; those of Laplace itself are --trainer.callbacks.precision and so on:
-  bayeslora laplace -c configs/quickstart.yaml --trainer.default_root_dir runs/quickstart --overwrite
-  bayeslora laplace -c configs/quickstart.yaml --adapter DIR --trainer.default_root_dir runs/theirs \\
+  bayeslora laplace -c quickstart --trainer.default_root_dir runs/quickstart --overwrite
+  bayeslora laplace -c quickstart --adapter DIR --trainer.default_root_dir runs/theirs \\
     --trainer.callbacks.precision validation
 """
 _CLASS = "bayeslora.callbacks.Laplace"

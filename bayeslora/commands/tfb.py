@@ -15,7 +15,7 @@ written to posterior/tfb in the run folder, the results to test/.
   -c CONFIG       the base the adapter belongs to, and the data: anchor questions and test sets
 
 Every other option is one of `bayeslora test`; those of TFB itself are --trainer.callbacks.tolerance and so on:
-  bayeslora tfb --adapter runs/quickstart/posterior -c configs/quickstart.yaml --trainer.default_root_dir runs/tfb
+  bayeslora tfb --adapter runs/quickstart/posterior -c quickstart --trainer.default_root_dir runs/tfb
 """
 
 
@@ -51,7 +51,7 @@ def as_test(args: list[str]) -> list[str]:
     if checkpoints:
         raise UsageError(
             f"given are --adapter {adapters[-1]} and --ckpt_path {checkpoints[-1]}; allowed: the adapter alone. For a "
-            "checkpoint: bayeslora test --ckpt_path CKPT -c CONFIG -c configs/method/tfb.yaml"
+            "checkpoint: bayeslora test --ckpt_path CKPT -c CONFIG -c method/tfb"
         )
     tfb = callback("bayeslora.callbacks.TFB", files)
     return ["test", *configs(files), *tfb, *the_adapter(adapters[-1]), *others]

@@ -59,9 +59,9 @@ def _condense(message: str) -> str:
     ):
         return f"{union[1]} is {union[2]}; allowed: {_kinds(text)}"
     if missing := re.search(r"the following arguments are required: (.+)", text):
-        return f"{missing[1]} is not given; give -c CONFIG, for example -c configs/quickstart.yaml, or the options"
+        return f"{missing[1]} is not given; give -c CONFIG, for example -c quickstart, or the options"
     if "Unexpected config" in text:
-        return "a configuration file is empty, or holds no options; give -c a YAML file such as configs/quickstart.yaml"
+        return "a configuration file is empty, or holds no options; give -c a YAML file, or a name such as quickstart"
     if "enable_checkpointing=False" in text:
         return (
             "enable_checkpointing is false, but a run is resumed and tested by its checkpoints; leave it out, or use "

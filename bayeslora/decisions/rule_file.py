@@ -41,7 +41,7 @@ def load_rule(path: Path | str) -> DecisionRule:
             raise UsageError(f"{path} has schema {record['schema']}; this version reads schema {SCHEMA}")
         return _rule(record)
     except FileNotFoundError:
-        raise UsageError(f"no decision rule at {path}; test the run with -c configs/method/decision.yaml") from None
+        raise UsageError(f"no decision rule at {path}; test the run with -c method/decision") from None
     except UsageError:
         raise
     except (KeyError, TypeError, ValueError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from bayeslora.configs import CONFIGS
 from bayeslora.errors import UsageError, require, require_choice
 
 _KEYS = ("title", "out", "seeds", "threads", "reference", "common", "datasets", "methods")
@@ -147,7 +148,7 @@ def read_grid(file: Path, out: Path | None = None) -> Grid:
     return Grid(file, title, folder.expanduser().resolve(), tuple(seeds), threads, reference, common, datasets, methods)
 
 
-def _method(file: Path, library: Path | None, name: str, given: Any) -> Method:
+def _method(file: Path, library: Path, name: str, given: Any) -> Method:
     own = given or {}
     files, options = _part(file, library, f"method {name}", own, _METHOD_KEYS, f"method/{name}")
     checkpoint = own.get("checkpoint", "last")
@@ -184,7 +185,7 @@ def _named(file: Path, what: str, given: Any) -> dict[str, Any]:
 
 
 def _part(
-    file: Path, library: Path | None, what: str, given: Any, keys: Sequence[str], default: str | None
+    file: Path, library: Path, what: str, given: Any, keys: Sequence[str], default: str | None
 ) -> tuple[tuple[Path, ...], Mapping[str, Any] | None]:
     """Files and options of one entry; an entry without files has the shipped one of its name."""
     own = _mapping(file, given or {}, what, keys)
@@ -197,22 +198,21 @@ def _part(
     return tuple(_config(file, library, what, str(name)) for name in configs), options
 
 
-def _config(file: Path, library: Path | None, what: str, name: str) -> Path:
+def _config(file: Path, library: Path, what: str, name: str) -> Path:
     """A configuration file: beside the grid's, or one that is shipped, such as ``method/blob``."""
-    places = [folder for folder in (file.parent, library) if folder is not None]
-    for folder in places:
+    for folder in (file.parent, library):
         for ending in ("", ".yaml"):
             if (found := folder / f"{name}{ending}").is_file():
                 return found.resolve()
     kind = name.partition("/")[0]
-    known = [] if library is None else sorted(f"{kind}/{path.stem}" for path in (library / kind).glob("*.yaml"))
+    known = sorted(f"{kind}/{path.stem}" for path in (library / kind).glob("*.yaml"))
     listed = f"; shipped are {', '.join(known)}" if known else ""
     raise UsageError(f"{file}: {what} has no configuration {name!r}; give a file relative to {file.parent}{listed}")
 
 
-def _library(file: Path) -> Path | None:
-    """The nearest folder above a grid's file that holds the shipped configurations."""
-    return next((folder for folder in file.resolve().parents if {"method", "data"} <= _folders(folder)), None)
+def _library(file: Path) -> Path:
+    """The nearest folder above a grid's file that is laid out as the shipped configurations are, or else those."""
+    return next((folder for folder in file.resolve().parents if {"method", "data"} <= _folders(folder)), CONFIGS)
 
 
 def _folders(folder: Path) -> set[str]:

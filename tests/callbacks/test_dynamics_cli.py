@@ -9,7 +9,7 @@ from bayeslora.cli import main
 from tests.helpers.runs import questions
 from tests.helpers.swag_runs import arguments
 
-OVERLAY = Path(__file__).parent.parent.parent / "configs" / "method" / "dynamics.yaml"
+OVERLAY = Path(__file__).parent.parent.parent / "bayeslora" / "configs" / "method" / "dynamics.yaml"
 
 
 def test_fit_follows_and_dynamics_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

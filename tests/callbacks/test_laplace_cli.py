@@ -18,7 +18,7 @@ from tests.helpers.command_line import metrics
 from tests.helpers.runs import questions
 from tests.helpers.swag_runs import arguments
 
-METHODS = Path(__file__).parent.parent.parent / "configs" / "method"
+METHODS = Path(__file__).parent.parent.parent / "bayeslora" / "configs" / "method"
 OVERLAY, LAST, TEMPERATURE = (METHODS / f"{name}.yaml" for name in ("laplace", "laplace_last_layer", "temperature"))
 
 

@@ -18,7 +18,7 @@ from bayeslora.posteriors.swag import SWAGPosterior
 from bayeslora.results.prediction_file import read_predictions
 from tests.helpers.runs import questions
 
-METHODS = Path(__file__).parent.parent.parent / "configs" / "method"
+METHODS = Path(__file__).parent.parent.parent / "bayeslora" / "configs" / "method"
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from tests.helpers.runs import questions
 from tests.helpers.swag_runs import arguments
 
 ROOT = Path(__file__).parent.parent.parent
-OVERLAY = ROOT / "configs" / "method" / "swag.yaml"
-MULTISWAG = ROOT / "configs" / "method" / "multiswag.yaml"
-PAPER = sorted((ROOT / "configs" / "papers" / "swag_lora").glob("*.yaml"))
+OVERLAY = ROOT / "bayeslora" / "configs" / "method" / "swag.yaml"
+MULTISWAG = ROOT / "bayeslora" / "configs" / "method" / "multiswag.yaml"
+PAPER = sorted((ROOT / "bayeslora" / "configs" / "papers" / "swag_lora").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_run_leaves_its_posterior_with_a_plain_adapter_of_the_mean(runs: lis
 
 
 def test_checkpoint_tests_with_its_snapshots_and_temperature(runs: list[Path], data: Path) -> None:
-    temperature = ROOT / "configs" / "method" / "temperature.yaml"
+    temperature = ROOT / "bayeslora" / "configs" / "method" / "temperature.yaml"
     assert main(arguments("test", runs[0], data, f"-c={OVERLAY}", f"-c={temperature}")) == 0
     assert metrics(runs[0])["method"] == "mle+swag+temperature"
     assert metrics(runs[0])["n_members"] == 10

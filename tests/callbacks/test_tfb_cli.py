@@ -12,6 +12,7 @@ import yaml
 
 from bayeslora.cli import main
 from bayeslora.commands.tfb import as_test
+from bayeslora.configs import CONFIGS
 from bayeslora.models.pretrained import resolve_pretrained
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.results.prediction_file import read_predictions
@@ -116,7 +117,7 @@ def test_arguments_stand_for_a_test(config: Path) -> None:
     assert args[:3] == ["test", "--config=x.yaml", "--config=y.yaml"]
     assert args[3:5] == ["--trainer.callbacks+=bayeslora.callbacks.TFB", "--model.init_args.backbone.adapter=a"]
     assert args[5:] == ["--ckpt_path=adapter", "--trainer.callbacks.tolerance", "0.1"]
-    method = "configs/method/tfb_release.yaml"
+    method = str(CONFIGS / "method" / "tfb_release.yaml")
     args = as_test(["--adapter", "a", "-c", str(config), "-c", method])  # which brings the callback itself
     adapter = ["--model.init_args.backbone.adapter=a", "--ckpt_path=adapter"]
     assert args == ["test", f"--config={config}", f"--config={method}", *adapter]
@@ -125,10 +126,10 @@ def test_arguments_stand_for_a_test(config: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["-c", "configs/quickstart.yaml"], "needs --adapter DIR"),
+        (["-c", "quickstart"], "needs --adapter DIR"),
         (["--adapter", "somewhere"], "needs -c CONFIG"),
-        (["--adapter", "a", "-c", "x.yaml", "--ckpt_path", "last"], "given are --adapter a and --ckpt_path last"),
-        (["--adapter", "no/such", "-c", "configs/quickstart.yaml"], "no/such is no folder, and the adapter"),
+        (["--adapter", "a", "-c", "quickstart", "--ckpt_path", "last"], "given are --adapter a and --ckpt_path last"),
+        (["--adapter", "no/such", "-c", "quickstart"], "no/such is no folder, and the adapter"),
     ],
 )
 def test_what_is_refused(args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

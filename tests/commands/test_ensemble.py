@@ -20,7 +20,7 @@ from tests.helpers.command_line import FAST, ROOT, refused
 from tests.helpers.ensembles import difference
 from tests.helpers.runs import questions
 
-METHOD = ROOT / "configs" / "method" / "ensemble.yaml"
+METHOD = ROOT / "bayeslora" / "configs" / "method" / "ensemble.yaml"
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def test_every_field_has_a_verdict() -> None:
 def config() -> dict[str, Any]:
     """A resolved configuration."""
     files = ("base/embedded", "data/synthetic", "method/mle", "method/laplace")
-    return resolve([Part(name, (ROOT / "configs" / f"{name}.yaml",)) for name in files])[0]
+    return resolve([Part(name, (ROOT / "bayeslora" / "configs" / f"{name}.yaml",)) for name in files])[0]
 
 
 def test_every_resolved_field_has_a_verdict(config: dict[str, Any]) -> None:

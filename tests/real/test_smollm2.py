@@ -20,7 +20,7 @@ from bayeslora.models.loading import load_answer_model
 from bayeslora.types import AnswerBatch
 
 pytestmark = pytest.mark.real
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "bayeslora" / "configs"
 TARGETS = ["q_proj", "v_proj"]
 QUESTIONS = {"none": 32, "4bit": 16, "8bit": 16}
 
