@@ -81,6 +81,12 @@ class TrainBatches:
         size = self.batch_size * self.world
         return len(self.lengths) // size if self.drop_last else -(-len(self.lengths) // size)
 
+    def sizes(self) -> list[int]:
+        """Questions in every batch of this epoch, of all ranks together and without those that are borrowed."""
+        n, size = len(self.lengths), self.batch_size * self.world
+        found = [min(size, n - size * place) for place in range(len(self))]
+        return [found[i] for i in self._places(len(found))] if self.how == "bucketed" else found
+
     def __iter__(self) -> Iterator[list[int]]:
         """The batches, as row numbers of their questions."""
         n, size = len(self.lengths), self.batch_size * self.world
@@ -96,7 +102,10 @@ class TrainBatches:
     def _bucketed(self, rows: list[int], size: int) -> list[list[int]]:
         pools = [sorted(pool, key=self.lengths.__getitem__) for pool in chunks(rows, POOL * size)]
         batches = [batch for pool in pools for batch in chunks(pool, size)]
-        return [batches[i] for i in permutation(len(batches), self.seed, "batches", self.member, self.epoch)]
+        return [batches[i] for i in self._places(len(batches))]
+
+    def _places(self, count: int) -> list[int]:
+        return permutation(count, self.seed, "batches", self.member, self.epoch)
 
 
 @dataclass

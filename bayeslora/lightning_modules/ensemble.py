@@ -17,10 +17,11 @@ from bayeslora.lightning_modules.grad_scaler import may_overflow
 from bayeslora.lightning_modules.member_states import FAILED, STOPPED, TRAINING, MemberStates
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.progress import bar_is_shown
+from bayeslora.lightning_modules.step_share import StepShare, shares
 from bayeslora.models.answer_model import Vocabulary
 from bayeslora.models.in_place import write_weights
 from bayeslora.models.loading import Backbone, LoRA, initialise
-from bayeslora.models.members import backpropagated, gradient_norms, product_norms, stack_members
+from bayeslora.models.members import backpropagated, gradient_norms, product_norms, rows_of, stack_members
 from bayeslora.posteriors.members.store import MemberStore
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.point import Point
@@ -97,6 +98,7 @@ class LoRAEnsemble(MultipleChoiceModule):
         self.share_init, self.share_data_order = share_init, share_data_order
         self.states = MemberStates(ids, patience)
         self.member_nll = nn.ModuleList(MeanMetric() for _ in ids)
+        self._shares: list[StepShare] = []  # of the members' batches in their steps
         self._held: list[tuple[Tensor, list[int], Tensor]] = []  # rows that an optimiser step must not change
 
     # --- the members ---------------------------------------------------------------------------------------------
@@ -213,6 +215,8 @@ class LoRAEnsemble(MultipleChoiceModule):
     def training_step(self, batch: AnswerBatch | list[AnswerBatch], batch_idx: int) -> Tensor:  # type: ignore[override]
         """The sum of the losses of the members that train."""
         batches = self._batch_of_each(batch)
+        own = shares(self.trainer, batch_idx)
+        self._shares = own if len(own) == len(batches) else own[:1] * len(batches)
         losses = [partial(self._loss_of, places, batches) for places in self._passes(batches)]
         loss = losses[0]() if len(losses) == 1 else backpropagated(losses, list(self.trainable().values()))
         self._micro_step += 1
@@ -246,7 +250,8 @@ class LoRAEnsemble(MultipleChoiceModule):
 
     def _loss_of(self, places: Sequence[int], batches: Sequence[AnswerBatch]) -> Tensor:
         """The sum of the losses of the members at some places, without those that fail."""
-        losses = self.member_losses(places, [batches[place] for place in places])
+        own = [self._shares[place] for place in places]
+        losses = self.member_losses(places, [batches[place] for place in places], own)
         for place, fine in zip(places, losses.detach().isfinite().tolist(), strict=True):
             if not fine and place in self.active_members():
                 rows = batches[place].example_id.tolist()
@@ -256,12 +261,15 @@ class LoRAEnsemble(MultipleChoiceModule):
             return losses.sum()  # a list as an index would make a GPU's host wait
         return losses[active].sum() if active else 0 * next(iter(self.trainable().values())).sum()
 
-    def member_losses(self, places: Sequence[int], batches: Sequence[AnswerBatch]) -> Tensor:
+    def member_losses(
+        self, places: Sequence[int], batches: Sequence[AnswerBatch], own: Sequence[StepShare] = ()
+    ) -> Tensor:
         """The loss of each of S members on a batch of its own, ``[S]``.
 
         Args:
             places: Of the members.
             batches: Their S batches.
+            own: What each of these counts for in its step; none where all count the same.
         """
         weights = self._stack(places)
         whole = self.support == "full_vocab"
@@ -270,10 +278,13 @@ class LoRAEnsemble(MultipleChoiceModule):
         chosen = output.logits.gather(-1, label[:, :, None]).squeeze(-1)
         normaliser = output.logsumexp if whole else output.logits.logsumexp(-1)
         losses = (normaliser - chosen).mean(-1)  # type: ignore[operator]
-        if self.l2_product:
-            losses = losses + self.l2_product * product_norms(weights)
         if self.kl_to_base:
             losses = losses + self.kl_to_base * self._divergence(output.logits, batches, weights)
+        if uneven := any(share != StepShare() for share in own):
+            losses = losses * losses.new_tensor([share.questions for share in own])
+        if self.l2_product:
+            norms = self.l2_product * product_norms(weights)
+            losses = losses + (norms * own[0].batches if uneven else norms)
         return losses
 
     def _noisy(self, places: Sequence[int], weights: dict[str, Tensor]) -> Samples:
@@ -330,7 +341,7 @@ class LoRAEnsemble(MultipleChoiceModule):
             factors = (gradient_clip_val / (norms + 1e-6)).clamp(max=1.0)
             for parameter in parameters:
                 parameter.grad.mul_(factors.view(-1, *[1] * (parameter.dim() - 1)).to(parameter))  # type: ignore[union-attr]
-        self._held = _rows_of(optimizer, frozen)
+        self._held = rows_of(optimizer, frozen)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and put back what momentum and decay did to members that train no more."""
@@ -386,13 +397,3 @@ class LoRAEnsemble(MultipleChoiceModule):
             )
         self.states.load_state_dict(states)
         super().on_load_checkpoint(checkpoint)
-
-
-def _rows_of(optimizer: torch.optim.Optimizer, places: list[int]) -> list[tuple[Tensor, list[int], Tensor]]:
-    """Copies of the parameters and the optimiser's state of the members at some places."""
-    if not places:
-        return []
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    kept = [(p, [v for v in optimizer.state[p].values() if isinstance(v, Tensor)]) for p in parameters]
-    tensors = [t for p, state in kept for t in (p.detach(), *state) if t.shape == p.shape]
-    return [(tensor, places, tensor[places].clone()) for tensor in tensors]

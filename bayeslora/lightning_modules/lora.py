@@ -11,7 +11,7 @@ from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.streams import stream
-from bayeslora.types import AnswerBatch, Samples
+from bayeslora.types import Samples
 
 __all__ = ["LoRAModule"]
 
@@ -62,13 +62,12 @@ class LoRAModule(MultipleChoiceModule):
         name = "mle" if self.prior_std is None and self.optimisation.weight_decay == 0 else "map"
         return name if self.samples == 0 else f"mc_dropout_{self.samples}"
 
-    def loss(self, batch: AnswerBatch) -> Tensor:
-        """Negative log-likelihood plus the prior's share of it."""
-        loss = super().loss(batch)
+    def penalty(self) -> Tensor | None:
+        """The prior's share of the loss."""
         if self.prior_std is None:
-            return loss
+            return None
         square = torch.stack([p.float().square().sum() for p in self.trainable().values()]).sum()
-        return loss + square / (2 * self.prior_std**2 * self.training_size)
+        return square / (2 * self.prior_std**2 * self.training_size)
 
     def test_samples(self) -> Samples | None:
         """``samples`` draws of dropout, if asked for."""

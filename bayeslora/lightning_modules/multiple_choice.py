@@ -16,6 +16,7 @@ from bayeslora.lightning_modules.optimisation import Optimisation
 from bayeslora.lightning_modules.prediction_path import PredictionPath
 from bayeslora.lightning_modules.progress import bar_is_shown
 from bayeslora.lightning_modules.refusals import refuse_shards, stop_at_nan
+from bayeslora.lightning_modules.step_share import StepShare, shares
 from bayeslora.models.answer_model import AnswerModel, Vocabulary
 from bayeslora.models.in_place import write_weights
 from bayeslora.models.loading import Backbone, LoRA, config_of, load_answer_model
@@ -247,15 +248,25 @@ class MultipleChoiceModule(L.LightningModule):
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch."""
-        loss = self.loss(batch)
-        stop_at_nan(loss, batch, f"the loss at step {self.global_step}")
+        loss, penalty = self.loss(batch), self.penalty()
+        seen = loss if penalty is None else loss + penalty
+        stop_at_nan(seen, batch, f"the loss at step {self.global_step}")
         self._micro_step += 1
-        self.log("train/loss", loss.detach(), prog_bar=bar_is_shown(self._trainer), batch_size=len(batch))
-        return loss
+        self.log("train/loss", seen.detach(), prog_bar=bar_is_shown(self._trainer), batch_size=len(batch))
+        share = shares(self.trainer, batch_idx)[0]
+        return seen if share == StepShare() else share.of(loss, penalty)
 
     def loss(self, batch: AnswerBatch) -> Tensor:
-        """The loss to minimise: the negative log-likelihood, and what a method adds to it."""
+        """What is minimised, as a mean over a batch's questions: here the negative log-likelihood."""
         return self.nll(batch, self.training_noise())
+
+    def penalty(self) -> Tensor | None:
+        """What is minimised beside :meth:`loss` and does not depend on a batch's questions, such as a prior; or None.
+
+        It is apart because a micro-batch of few questions counts less in its optimiser step, a prior does not
+        (:class:`~bayeslora.lightning_modules.step_share.StepShare`).
+        """
+        return None
 
     def nll(self, batch: AnswerBatch, samples: Samples) -> Tensor:
         """Mean negative log-likelihood of the labels under one sample, over the support of the loss."""

@@ -10,7 +10,6 @@ from bayeslora.errors import require, require_choice
 from bayeslora.lightning_modules.gaussian import GaussianModule
 from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
 from bayeslora.models.loading import Backbone, LoRA
-from bayeslora.types import AnswerBatch
 
 
 class VariationalModule(GaussianModule):
@@ -64,10 +63,9 @@ class VariationalModule(GaussianModule):
         """The share of the KL that belongs to a micro-batch, by the number of micro-steps before it."""
         return self.kl_schedule.weight(step) * self.kl()
 
-    def loss(self, batch: AnswerBatch) -> Tensor:
-        """Negative log-likelihood under one draw; unless a module steps by itself, the batch's share of the KL too."""
-        nll = super().loss(batch)
-        return nll + self.weighted_kl(self._micro_step) if self.automatic_optimization else nll
+    def penalty(self) -> Tensor | None:
+        """The micro-batch's share of the KL, unless a module steps by itself."""
+        return self.weighted_kl(self._micro_step) if self.automatic_optimization else None
 
     def on_train_epoch_end(self) -> None:
         """Log the divergence, without its weight."""

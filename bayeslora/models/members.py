@@ -160,3 +160,13 @@ class _Backpropagated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
         return None, None, *(scale * gradient for gradient in ctx.saved_tensors)
+
+
+def rows_of(optimizer: torch.optim.Optimizer, places: list[int]) -> list[tuple[Tensor, list[int], Tensor]]:
+    """Copies of the parameters and the optimiser's state of the members at some places."""
+    if not places:
+        return []
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    kept = [(p, [v for v in optimizer.state[p].values() if isinstance(v, Tensor)]) for p in parameters]
+    tensors = [t for p, state in kept for t in (p.detach(), *state) if t.shape == p.shape]
+    return [(tensor, places, tensor[places].clone()) for tensor in tensors]

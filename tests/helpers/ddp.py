@@ -15,10 +15,10 @@ def launch(root: Path, data: Path) -> dict:
     return json.loads((root / "ddp.json").read_text())
 
 
-def start(script: str, root: Path, data: Path) -> None:
-    """Run a script that starts its own second process, with a folder to write to and the questions."""
+def start(script: str, root: Path, data: Path, *options: str) -> None:
+    """Run a script that starts its own other processes, with a folder to write to and the questions."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, script, str(root), str(data)], check=True, env=environment)
+    subprocess.run([sys.executable, script, str(root), str(data), *options], check=True, env=environment)
 
 
 def main(root: Path, data: Path) -> None:

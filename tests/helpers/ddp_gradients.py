@@ -1,4 +1,4 @@
-"""The gradients of a run's first two steps, on one process or, as a script, on two."""
+"""The gradients of a run's steps, on one process or, as a script, on several."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from bayeslora import Backbone, BLoBModule, CLoRAModule, IVONModule, LoRA, ScalaBLModule
+from bayeslora import Backbone, BLoBModule, CLoRAModule, IVONModule, LoRA, LoRAModule, ScalaBLModule
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 
@@ -19,7 +19,12 @@ CASES: dict[str, tuple[type[MultipleChoiceModule], dict[str, Any]]] = {
     "c_lora": (CLoRAModule, {"init_std": 0.2, "kl_schedule": "cyclic"}),
     "c_lora two": (CLoRAModule, {"init_std": 0.2, "kl_schedule": "cyclic", "optimisers": "two"}),
 }
-BATCH = 8  # questions a step, of all processes
+UNEVEN: dict[str, tuple[type[MultipleChoiceModule], dict[str, Any]]] = {
+    "mle": (LoRAModule, {}),
+    "map": (LoRAModule, {"prior_std": 0.5}),
+    **{case: CASES[case] for case in ("blob", "blob two", "c_lora", "scalabl")},
+}
+BATCH = 12  # questions a micro-batch, of all processes
 
 
 class Gradients(L.Callback):
@@ -34,10 +39,18 @@ class Gradients(L.Callback):
         self.seen.append({name: grad.clone() for name, grad in found.items() if grad is not None})
 
 
-def gradients(case: str, root: Path, data: Path, processes: int) -> list[dict[str, torch.Tensor]]:
-    """Of a run on ``processes`` that share every batch, from factors that are not zero."""
-    kind, options = CASES[case]
-    divergence = {} if kind is IVONModule else {"kl_weight": 5.0}
+def gradients(case: str, root: Path, data: Path, processes: int, uneven: bool = False) -> list[dict[str, torch.Tensor]]:
+    """Of a run on ``processes`` that share every batch, from factors that are not zero.
+
+    Args:
+        case: Of ``CASES``, or of ``UNEVEN``.
+        root: Run folder.
+        data: Of the questions.
+        processes: How many.
+        uneven: See every step of an epoch of all questions, two micro-batches a step; or two steps of 48 questions.
+    """
+    kind, options = (UNEVEN if uneven else CASES)[case]
+    divergence = {} if kind in (IVONModule, LoRAModule) else {"kl_weight": 5.0}
     module = kind(Backbone("embedded"), LoRA(), learning_rate=1e-6, seed=1, **divergence, **options)
     module.configure_model()
     source = torch.Generator().manual_seed(2)
@@ -51,18 +64,23 @@ def gradients(case: str, root: Path, data: Path, processes: int) -> list[dict[st
         accelerator="cpu",
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
-        max_steps=2,
+        max_steps=-1 if uneven else 2,
+        max_epochs=1,
+        accumulate_grad_batches=2 if uneven and module.automatic_optimization else 1,
         limit_val_batches=0,
         enable_checkpointing=False,
         callbacks=[watch],
         **quiet,  # type: ignore[arg-type]
     )
-    trainer.fit(module, datamodule=JSONLDataModule(path=str(data), labels=40, batch_size=BATCH // processes, seed=1))
+    labels = None if uneven else 60  # a fifth of which is not trained on
+    size = BATCH // processes
+    trainer.fit(module, datamodule=JSONLDataModule(path=str(data), labels=labels, batch_size=size, seed=1))
     return watch.seen
 
 
 if __name__ == "__main__":
-    root, data = map(Path, sys.argv[1:])
-    found = {case: gradients(case, root, data, 2) for case in CASES}
+    root, data = map(Path, sys.argv[1:3])
+    processes, cases = (int(sys.argv[3]), sys.argv[4:]) if len(sys.argv) > 3 else (2, [])
+    found = {case: gradients(case, root, data, processes, bool(cases)) for case in cases or CASES}
     if torch.distributed.get_rank() == 0:
         torch.save(found, root / "gradients.pt")

@@ -36,9 +36,9 @@ def test_prior_adds_its_share_of_the_loss(tmp_path: Path, data: Path) -> None:
     n, square = 32, sum(p.square().sum() for p in module.trainable().values())
     assert len(run.datamodule.train_questions) == n
     module._micro_step = 0
-    with_prior, without = module.loss(batch), module.nll(batch, module.training_noise())
-    torch.testing.assert_close(with_prior - without, square / (2 * 0.1**2 * n))
-    gradient = torch.autograd.grad(with_prior - without, next(iter(module.trainable().values())))[0]
+    torch.testing.assert_close(module.loss(batch), module.nll(batch, module.training_noise()))
+    torch.testing.assert_close(module.penalty(), square / (2 * 0.1**2 * n))
+    gradient = torch.autograd.grad(module.penalty(), next(iter(module.trainable().values())))[0]
     torch.testing.assert_close(gradient, next(iter(module.trainable().values())) / (0.1**2 * n), atol=1e-4, rtol=1e-3)
 
 
