@@ -13,9 +13,9 @@ from bayeslora import Backbone, LoRA, LoRAEnsemble, LoRAModule
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.datamodules.sampler import TrainBatches
 from bayeslora.errors import UsageError
-from tests.lightning_modules import ddp_gradients
-from tests.lightning_modules.ddp import start
-from tests.test_resume import questions
+from tests.helpers import ddp_gradients
+from tests.helpers.ddp import start
+from tests.helpers.runs import questions
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
