@@ -22,6 +22,7 @@ from bayeslora.commands.folder_lock import folder_locks, lock_folder
 from bayeslora.commands.gpu import gpu_precision, workspaces_as_chosen
 from bayeslora.commands.old_names import current_names
 from bayeslora.commands.run_callbacks import SaveStageConfig, SignalGate, log_folder, stage_callbacks
+from bayeslora.commands.scheduler import leave_slurms_tasks, scheduler_plugins
 from bayeslora.commands.trust import FLAG
 from bayeslora.commands.wording import one_line_errors, quiet
 from bayeslora.datamodules.protocols import get_protocol
@@ -98,6 +99,7 @@ class CommandLine(LightningCLI):
         """Decide the run folder, and refuse what cannot run, before anything is loaded."""
         config = self.config[self.subcommand]
         keep_by_content(config.data)
+        leave_slurms_tasks(config.trainer)
         self._root = run_folder(config.trainer)
         if shadow := next(self._root.glob("hpc_ckpt_*"), None):
             raise UsageError(
@@ -158,7 +160,9 @@ class CommandLine(LightningCLI):
         members = [Ensemble(self.store)] if self.subcommand == "fit" and isinstance(self.model, LoRAEnsemble) else []
         run = stage_callbacks(self.subcommand, self._root, self.config_init[self.subcommand])
         callbacks = [SignalGate(), *(config.callbacks or []), *members, RunFolder(), *run]
-        trainer: dict[str, Any] = {"callbacks": callbacks, "plugins": [*_as_list(config.plugins), AtomicCheckpointIO()]}
+        plugins = _as_list(config.plugins)
+        plugins += [AtomicCheckpointIO(), *scheduler_plugins(plugins)]
+        trainer: dict[str, Any] = {"callbacks": callbacks, "plugins": plugins}
         if config.logger in (None, True):
             trainer["logger"] = CSVLogger(self._root, name="logs", version=log_folder(self._root, self.subcommand))
         return trainer

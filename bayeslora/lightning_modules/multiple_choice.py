@@ -372,7 +372,11 @@ class MultipleChoiceModule(L.LightningModule):
         self._length_before = own.get("run", {})  # checkpoints of version 0.1.0 have none
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load trainable parameters by their plain names."""
+        """Load trainable parameters by their plain names, into a model that is loaded first where there is none.
+
+        There is none in the process that started ranks by fork or spawn and takes what they have trained.
+        """
+        self.configure_model()
         trainable = self.trainable()
         _check_parameters(state_dict, trainable)
         write_weights(trainable, {name: state_dict[name] for name in trainable})
