@@ -16,6 +16,41 @@ CONTRACT_VERSION = 1  # of the files that hold these types: predictions.parquet,
 
 
 @dataclass(frozen=True)
+class WholeLabels:
+    r"""Labels of several tokens, packed behind the prompts of B rows: a label's tokens see the prompt and each other.
+
+    A label's score is :math:`\sum_j w_j \log p(t_j \mid prompt, t_1 .. t_{j-1})` over its tokens, its end included.
+
+    Attributes:
+        segments: Zero at a prompt's tokens and at padding, c + 1 at those of label c ``[B, T]``.
+        offsets: Zero likewise, 1, 2, .. at the tokens of each label: how far behind the prompt's end ``[B, T]``.
+        ids: The tokens of every label ``[B, C, L]``.
+        places: Where each is predicted, counted from the row's end, which is 1 ``[B, C, L]``.
+        weights: What its log-probability is multiplied by, zero where there is no token ``[B, C, L]``.
+        reach: The largest place.
+        normalised: Whether scores are divided by lengths, so that they are no log-probabilities.
+    """
+
+    segments: Tensor
+    offsets: Tensor
+    ids: Tensor
+    places: Tensor
+    weights: Tensor
+    reach: int
+    normalised: bool = False
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> WholeLabels:
+        """The same with every tensor replaced by what ``function`` makes of it."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        mapped: dict[str, Any] = {name: function(t) for name, t in held.items() if isinstance(t, Tensor)}
+        return replace(self, **mapped)
+
+    def select(self, rows: Tensor) -> WholeLabels:
+        """Those of some rows, by their numbers."""
+        return self.map(lambda tensor: tensor[rows])
+
+
+@dataclass(frozen=True)
 class AnswerBatch:
     """B multiple-choice questions as R rows of tokens.
 
@@ -27,7 +62,8 @@ class AnswerBatch:
         attention_mask: One at real tokens, zero at padding ``[R, T]``.
         example_of_row: Which of the B questions a row belongs to ``[R]``.
         option_of_row: Which option of its question a row holds ``[R]``; zero where a row holds the whole question.
-        answer_ids: Vocabulary id of each option's label token ``[B, C]``; zero where there is no such option.
+        answer_ids: Vocabulary id of each option's label token, the first of several, ``[B, C]``; zero where there is no
+            such option.
         answer_mask: Whether the option exists, bool ``[B, C]``.
         label: Index of the right option ``[B]``.
         example_id: Row number of the question within its dataset, int64 ``[B]``.
@@ -35,6 +71,7 @@ class AnswerBatch:
         token_type_ids: Segment ids ``[R, T]`` for encoders that want them.
         option_order: Where a prediction is to be averaged over orders of the options, the source's index of the option
             at each place ``[B, C]``; the orders of one question follow one another and share its ``example_id``.
+        whole_labels: The labels where they are of several tokens, packed behind the prompts.
     """
 
     input_ids: Tensor
@@ -48,6 +85,7 @@ class AnswerBatch:
     dataset: str
     token_type_ids: Tensor | None = None
     option_order: Tensor | None = None
+    whole_labels: WholeLabels | None = None
 
     def __len__(self) -> int:
         """Number of questions B."""
@@ -65,7 +103,17 @@ class AnswerBatch:
         """The same batch with every tensor replaced by what ``function`` makes of it."""
         held = {f.name: getattr(self, f.name) for f in fields(self)}
         mapped: dict[str, Any] = {name: function(t) for name, t in held.items() if isinstance(t, Tensor)}
-        return replace(self, **mapped)
+        whole = None if self.whole_labels is None else self.whole_labels.map(function)
+        return replace(self, **mapped, whole_labels=whole)
+
+    @property
+    def prompt_mask(self) -> Tensor:
+        """One at the real tokens of prompts, zero at padding and at labels ``[R, T]``."""
+        return (
+            self.attention_mask
+            if self.whole_labels is None
+            else self.attention_mask * (self.whole_labels.segments == 0)
+        )
 
 
 @dataclass(frozen=True)
@@ -73,8 +121,10 @@ class AnswerOutput:
     """Answer logits, in float32.
 
     Attributes:
-        logits: ``[B, C]``, or ``[S, B, C]`` for S samples; minus infinity at absent options and nowhere else.
-        logsumexp: Log-sum-exp over the whole vocabulary ``[B]`` or ``[S, B]``, where it was asked for.
+        logits: ``[B, C]``, or ``[S, B, C]`` for S samples; minus infinity at absent options and nowhere else. Of labels
+            of several tokens, their log-probabilities.
+        logsumexp: Log-sum-exp over the whole vocabulary ``[B]`` or ``[S, B]``, where it was asked for: zero for labels
+            of several tokens, which are events among all continuations; None where these are divided by lengths.
         vocab_logits: Logits of the whole vocabulary at the answer position ``[B, V]`` or ``[S, B, V]``, likewise.
     """
 

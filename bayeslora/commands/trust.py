@@ -39,7 +39,7 @@ _SECTIONS = ("model", "data")  # a text stands for a class here, or for a file t
 # A dotted path, or a file with a configuration of its own: either can stand wherever a class is expected.
 _NAMES_CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+|.*\.(ya?ml|json)")
 # What takes any text, such as a folder or a model's name, and never code.
-_PROTOCOL = ("protocol", "template", "option", "option_separator", "separator", "words", "system")
+_PROTOCOL = ("protocol", "template", "option", "option_separator", "separator", "words", "end", "system")
 _FOLDERS = ("default_root_dir", "pretrained", "tokenizer", "revision", "adapter", "path", "data_dir", "directory")
 _PLAIN_TEXT = (*_FOLDERS, *_PROTOCOL)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bayeslora.curvature.jacobian import Call, contrast_gradients
 from bayeslora.curvature.kfac import RANK, KroneckerAccumulator
+from bayeslora.errors import UsageError
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.posteriors.laplace.kronecker import KroneckerBlock
 from bayeslora.posteriors.laplace.softmax import softmax_root
@@ -59,6 +60,11 @@ class TokenAccumulator(KroneckerAccumulator):
 
     @torch.no_grad()
     def _add(self, call: Call, index: int, gradient: Tensor, batch: AnswerBatch) -> None:
+        if batch.whole_labels is not None:
+            raise UsageError(
+                "Kronecker factors token by token need labels of one token each; take structure kfac, or words of one "
+                "token (end: null)"
+            )
         outer, inner = call.sides(gradient)
         with torch.autocast(gradient.device.type, enabled=False):
             for name, inputs in (

@@ -145,7 +145,8 @@ def select_questions(batch: AnswerBatch, keep: Tensor) -> AnswerBatch:
     of_questions = ("answer_ids", "answer_mask", "label", "example_id", "option_order")
     parts = {name: getattr(batch, name) for name in (*of_rows, *of_questions)}
     chosen = {name: t[rows if name in of_rows else questions] for name, t in parts.items() if t is not None}
-    return replace(batch, **chosen, example_of_row=(here.cumsum(0) - 1)[batch.example_of_row[rows]])
+    whole = None if batch.whole_labels is None else batch.whole_labels.select(rows)
+    return replace(batch, **chosen, whole_labels=whole, example_of_row=(here.cumsum(0) - 1)[batch.example_of_row[rows]])
 
 
 def _refuse_noise(one: Tensor, other: Tensor) -> None:

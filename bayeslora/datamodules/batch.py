@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bayeslora.datamodules.continuations import pack
 from bayeslora.datamodules.encode import Encoded
 from bayeslora.types import AnswerBatch
 
@@ -24,6 +25,9 @@ def collate(items: Sequence[Item], dataset: str, padding_side: str, pad_id: int)
     """
     encoded = [encoding for _, encodings in items for encoding in encodings]
     rows = [row for item in encoded for row in item.rows]
+    whole = None
+    if encoded[0].labels is not None:
+        rows, whole = pack(encoded)
     counts = torch.tensor([len(item.rows) for item in encoded])
     answers = [item.answers for item in encoded]
     types = None
@@ -41,6 +45,7 @@ def collate(items: Sequence[Item], dataset: str, padding_side: str, pad_id: int)
         dataset=dataset,
         token_type_ids=types,
         option_order=_orders(encoded, max(map(len, answers))),
+        whole_labels=whole,
     )
 
 

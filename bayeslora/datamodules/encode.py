@@ -13,16 +13,32 @@ from bayeslora.errors import UsageError
 
 
 @dataclass(frozen=True)
+class Continuations:
+    """The labels of one question where they are of several tokens.
+
+    Attributes:
+        ids: Token ids of each label with what ends it.
+        weights: What the log-probability of each token of a label is multiplied by: one, or one over its length.
+        normalised: Whether that is one over its length.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    weights: tuple[float, ...]
+    normalised: bool = False
+
+
+@dataclass(frozen=True)
 class Encoded:
     """One question as tokens.
 
     Attributes:
         rows: Token ids of each row.
         types: Segment ids of each row, for tokenizers that give them.
-        answers: Vocabulary id of each answer's label; zeros where answers are not label tokens.
+        answers: Vocabulary id of each answer's label, or of its first token; zeros where answers are not label tokens.
         label: Index of the right answer.
         cut: Whether tokens (or worked examples) were lost to ``max_length``.
         order: Source's index of the option at each place, where the order was changed for prediction.
+        labels: The labels where they are of several tokens, to be packed behind the row.
     """
 
     rows: tuple[list[int], ...]
@@ -31,11 +47,22 @@ class Encoded:
     label: int
     cut: bool = False
     order: tuple[int, ...] | None = None
+    labels: Continuations | None = None
+
+    @property
+    def _behind(self) -> list[int]:
+        """How many tokens of each label are fed behind the prompt: all but the last, which is only predicted."""
+        return [0] if self.labels is None else [len(ids) - 1 for ids in self.labels.ids]
 
     @property
     def length(self) -> int:
-        """Tokens of the longest row."""
-        return max(map(len, self.rows))
+        """Tokens of the longest row, with the labels that are packed behind it."""
+        return max(map(len, self.rows)) + sum(self._behind)
+
+    @property
+    def positions(self) -> int:
+        """Positions of the longest row: labels that are packed behind it all start where it ends."""
+        return max(map(len, self.rows)) + max(self._behind)
 
 
 class LabelTokenEncoder:
@@ -62,7 +89,7 @@ class LabelTokenEncoder:
         """
         texts = [self.writer.write(question).text for question in questions]
         labels = [self.protocol.labels(self.writer.task, question) for question in questions]
-        _enough(questions, labels)
+        enough_labels(questions, labels)
         bodies = token_ids(self.tokenizer, texts, not self.writer.bare)
         answers = [self.labels.find(names, text) for names, text in zip(labels, texts, strict=True)]
         # Every prompt is checked with one of its labels, so that each label is checked behind very many prompts.
@@ -70,23 +97,23 @@ class LabelTokenEncoder:
         return [
             Encoded((row,), None, tuple(ids), question.label, cut=len(row) < len(self._whole(body)))
             for question, body, ids in zip(questions, bodies, answers, strict=True)
-            for row in [self._fit(question, body)]
+            for row in [self._fit(question, body, self.max_length)]
         ]
 
     def _whole(self, body: list[int]) -> list[int]:
         return self.prefix + body + self.suffix
 
-    def _fit(self, question: Question, body: list[int]) -> list[int]:
-        """The row of a prompt's tokens, cut to ``max_length`` as the protocol cuts."""
-        if len(self._whole(body)) <= self.max_length:
+    def _fit(self, question: Question, body: list[int], room: int) -> list[int]:
+        """The row of a prompt's tokens, cut to ``room`` tokens as the protocol cuts."""
+        if len(self._whole(body)) <= room:
             return self._whole(body)
         if self.protocol.cut == "right":
-            return (self.prefix + body)[: self.max_length - len(self.suffix)] + self.suffix
+            return (self.prefix + body)[: room - len(self.suffix)] + self.suffix
         for shots in range(self.writer.shots - 1, -1, -1):
             (body,) = token_ids(self.tokenizer, [self.writer.write(question, shots).text], not self.writer.bare)
-            if len(self._whole(body)) <= self.max_length:
+            if len(self._whole(body)) <= room:
                 return self._whole(body)
-        return self._whole(self._cut_front(question, len(self._whole(body)) - self.max_length))
+        return self._whole(self._cut_front(question, len(self._whole(body)) - room))
 
     def _cut_front(self, question: Question, excess: int) -> list[int]:
         """The prompt's tokens without the first ``excess`` of its passage, then of its question."""
@@ -104,7 +131,7 @@ class LabelTokenEncoder:
         return [token for i, token in enumerate(tokens["input_ids"]) if i not in lost]
 
 
-def _enough(questions: Sequence[Question], labels: Sequence[Sequence[str]]) -> None:
+def enough_labels(questions: Sequence[Question], labels: Sequence[Sequence[str]]) -> None:
     """Check that every option has a label."""
     for question, names in zip(questions, labels, strict=True):
         if len(names) < len(question.options):

@@ -108,13 +108,14 @@ class ModelSide:
             UsageError: a token or a position beyond.
         """
         rows = [row for item in encoded for row in item.rows]
+        rows += [list(ids) for item in encoded if item.labels is not None for ids in item.labels.ids]
         largest = max((token for row in rows for token in row), default=0)
         if largest >= self.limits.tokens:
             raise UsageError(
                 f"{name} has the token {largest}, the model {self.pretrained!r} knows tokens 0 to "
                 f"{self.limits.tokens - 1}; give the tokenizer that belongs to it"
             )
-        longest, positions = max(map(len, rows), default=0), self.limits.positions
+        longest, positions = max((item.positions for item in encoded), default=0), self.limits.positions
         if positions is not None and longest > positions:
             raise UsageError(
                 f"a question of {name} has {longest} tokens, the model {self.pretrained!r} has learned {positions} "

@@ -53,4 +53,5 @@ def merge_orders(batch: AnswerBatch, predictive: Predictive) -> tuple[AnswerBatc
     }
     questions = torch.arange(len(kept), device=batch.label.device)
     first |= {"example_of_row": questions, "option_of_row": torch.zeros_like(questions)}
-    return replace(batch, **first, option_order=None), Predictive(averaged, predictive.weights)
+    whole = None if batch.whole_labels is None else batch.whole_labels.select(kept)
+    return replace(batch, **first, option_order=None, whole_labels=whole), Predictive(averaged, predictive.weights)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bayeslora.datamodules.continuations import ContinuationEncoder
 from bayeslora.datamodules.encode import LabelTokenEncoder
 from bayeslora.datamodules.head import HeadEncoder
 from bayeslora.datamodules.model_side import HEAD, LABEL_TOKEN
@@ -71,7 +72,8 @@ class Prompting:
             writer: PromptWriter = ChatWriter(protocol, self.task, self.examples, self.shots, tokenizer)
         else:
             writer = PromptWriter(protocol, self.task, self.examples, self.shots)
-        return LabelTokenEncoder(writer, tokenizer, self.max_length)
+        kind = LabelTokenEncoder if protocol.end is None else ContinuationEncoder
+        return kind(writer, tokenizer, self.max_length)
 
     def rows(self, questions: Sequence[Question], tokenizer: Any) -> Rows:
         """Questions as tokens for an evaluation, each in as many orders of its options as are averaged over."""

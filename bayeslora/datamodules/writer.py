@@ -28,9 +28,11 @@ class PromptWriter:
     Attributes:
         separator: What stands between a prompt and its label.
         bare: Whether the tokenizer is still to put its own special tokens in front.
+        stop: What ends an answer, as text; None where it is the tokenizer's end-of-sequence token.
     """
 
     bare = True
+    stop: str | None = None
 
     def __init__(self, protocol: Protocol, task: str, examples: Sequence[Question] = (), shots: int = 0) -> None:
         self.protocol, self.task, self.examples, self.shots = protocol, task, examples, shots
@@ -84,6 +86,7 @@ class ChatWriter(PromptWriter):
                 "it into the template of the protocol"
             )
         self.separator = probe[len(probe.rstrip(" ")) :]
+        self.stop = self._ending(len(probe))
 
     def write(self, question: Question, shots: int | None = None) -> Prompt:
         """The text up to the assistant's answer."""
@@ -99,17 +102,26 @@ class ChatWriter(PromptWriter):
         text = self._until_answer([*turns, _user(body.text)]).removesuffix(self.separator)
         return body.moved_into(text, text.rfind(body.text))
 
+    def _ending(self, start: int) -> str:
+        """What ends an answer that stands at ``start``: up to the first control token, or all that follows."""
+        ending = self._rendered([_user("?"), _assistant("A")])[start + 1 :]
+        ends = [place + len(token) for token in self.tokenizer.all_special_tokens if (place := ending.find(token)) >= 0]
+        return ending[: min(ends, default=len(ending))]
+
     def _until_answer(self, turns: list[Turn]) -> str:
-        template = self.tokenizer.apply_chat_template
+        one, other = (self._rendered([*turns, _assistant(x)]) for x in ("A", "B"))
+        return one[: next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)]
+
+    def _rendered(self, turns: list[Turn]) -> str:
+        """The system turn and some others as the template writes them."""
         turns = [*self.system, *turns]
         try:
-            one, other = (template([*turns, _assistant(x)], tokenize=False, date_string=DATE) for x in ("A", "B"))
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, date_string=DATE))
         except TemplateError as error:
             raise UsageError(
-                f"the chat template of {self.tokenizer.name_or_path!r} refuses {', '.join(t['role'] for t in turns)}, "
-                f"assistant ({error}); where it has no system turn, write the instruction into the protocol's template"
+                f"the chat template of {self.tokenizer.name_or_path!r} refuses {', '.join(t['role'] for t in turns)} "
+                f"({error}); where it has no system turn, write the instruction into the protocol's template"
             ) from error
-        return one[: next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)]
 
 
 def _user(text: str) -> Turn:

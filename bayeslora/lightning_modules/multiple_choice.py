@@ -272,8 +272,12 @@ class MultipleChoiceModule(L.LightningModule):
         """Mean negative log-likelihood of the labels under one sample, over the support of the loss."""
         if self.support == "full_vocab":
             output = self.answers(batch, samples, "logsumexp")
+            if output.logsumexp is None:
+                raise UsageError(
+                    "support is full_vocab, but label scores divided by lengths are no probabilities; use options"
+                )
             chosen = output.logits[0].gather(-1, batch.label[:, None]).squeeze(-1)
-            return (output.logsumexp[0] - chosen).mean()  # type: ignore[index]
+            return (output.logsumexp[0] - chosen).mean()
         return torch.nn.functional.cross_entropy(self.answers(batch, samples).logits[0], batch.label)
 
     def configure_optimizers(self) -> Any:

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bayeslora.models.fan_out import FanOut, fitting_chunk
+from bayeslora.errors import UsageError
+from bayeslora.models.fan_out import FanOut, fitting_chunk, tail_state
 from bayeslora.models.masks import causal_mask, finish_encoder_mask
 from bayeslora.models.members import joined, joined_state
 from bayeslora.models.sites import ADAPTER, SiteContext, plain_name
-from bayeslora.types import AnswerBatch, AnswerOutput, Samples
+from bayeslora.types import AnswerBatch, AnswerOutput, Samples, WholeLabels
 
 Vocabulary = Literal["none", "logsumexp", "logits"]
 _VOCABULARY_CHUNK = 8192  # rows of the head that are held in float32 at a time
@@ -162,14 +163,20 @@ class AnswerModel(nn.Module):
     def _read(self, batch: AnswerBatch, vocabulary: Vocabulary) -> AnswerOutput:
         if self.readout == "head":
             return AnswerOutput(self._classify(batch))
-        trunk = self._trunk
-        hidden = trunk(
-            input_ids=batch.input_ids,
-            attention_mask=causal_mask(trunk.config, batch.attention_mask, trunk.get_input_embeddings().weight.dtype),
-            position_ids=(batch.attention_mask.cumsum(-1) - 1).clamp(min=0),
-            use_cache=False,
-        ).last_hidden_state[:, -1]
-        return self._answer(self.fan_out.expand(hidden), batch, vocabulary)
+        whole = batch.whole_labels
+        positions = (batch.prompt_mask.cumsum(-1) - 1).clamp(min=0)
+        hidden = self._hidden(batch, positions if whole is None else positions + whole.offsets)
+        if whole is None:
+            return self._answer(self.fan_out.expand(hidden[:, -1]), batch, vocabulary)
+        return self._score(self.fan_out.expand(hidden[:, -whole.reach :]), batch, whole, vocabulary)
+
+    def _hidden(self, batch: AnswerBatch, positions: Tensor) -> Tensor:
+        """The last layer's hidden states ``[R, T, D]``."""
+        trunk, segments = self._trunk, None if batch.whole_labels is None else batch.whole_labels.segments
+        dtype = trunk.get_input_embeddings().weight.dtype
+        mask = causal_mask(trunk.config, batch.attention_mask, dtype, segments)
+        found = trunk(input_ids=batch.input_ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        return found.last_hidden_state  # type: ignore[no-any-return]
 
     def _classify(self, batch: AnswerBatch) -> Tensor:
         """Logits ``[S * B, C]`` of an encoder's head."""
@@ -197,11 +204,28 @@ class AnswerModel(nn.Module):
             logits = head(hidden, rows).gather(-1, place).masked_fill(absent, -torch.inf)
             if vocabulary == "none":
                 return AnswerOutput(logits)
-            every = torch.arange(head.size, device=hidden.device).split(_VOCABULARY_CHUNK)
             if vocabulary == "logits":
-                vocab_logits = torch.cat([head(hidden, rows) for rows in every], -1)
+                vocab_logits = torch.cat([head(hidden, rows) for rows in head.pieces(hidden.device)], -1)
                 return AnswerOutput(logits, vocab_logits.logsumexp(-1), vocab_logits)
-            return AnswerOutput(logits, torch.stack([head(hidden, r).logsumexp(-1) for r in every]).logsumexp(0))
+            return AnswerOutput(logits, head.logsumexp(hidden))
+
+    def _score(self, hidden: Tensor, batch: AnswerBatch, whole: WholeLabels, vocabulary: Vocabulary) -> AnswerOutput:
+        """Scores ``[S * B, C]`` of labels of several tokens, from hidden states at their places ``[S * B, K, D]``."""
+        head, copies = _Head(self._base.get_output_embeddings()), self.fan_out.copies
+        _refuse_vocabulary(vocabulary)
+        ids, places, weights = (t.repeat(copies, 1, 1) for t in (whole.ids, whole.places, whole.weights))
+        own = self.context.using(tail_state(self.context.state, batch, whole))
+        with own, torch.autocast(hidden.device.type, enabled=False):
+            hidden = _wide(hidden)
+            rows, row = ids.unique(return_inverse=True)
+            question = torch.arange(len(hidden), device=hidden.device)[:, None, None]
+            place = hidden.shape[1] - places
+            logsumexp = head.logsumexp(hidden)
+            chosen = head(hidden, rows)[question, place, row] - logsumexp[question, place]
+            scores = (chosen * weights.to(chosen.dtype)).sum(-1)
+            scores = scores.masked_fill(~batch.answer_mask.repeat(copies, 1), -torch.inf)
+        every = vocabulary == "logsumexp" and not whole.normalised
+        return AnswerOutput(scores, scores.new_zeros(len(scores)) if every else None)
 
 
 class _Head:
@@ -213,12 +237,17 @@ class _Head:
         adapted = hasattr(layer, "lora_A") and not layer.disable_adapters
         self.layer: Any = layer if adapted else None
 
-    @property
-    def size(self) -> int:
-        return self.weight.shape[0]
+    def pieces(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The numbers of all rows, in pieces that are held at a time."""
+        return torch.arange(self.weight.shape[0], device=device).split(_VOCABULARY_CHUNK)
+
+    def logsumexp(self, hidden: Tensor) -> Tensor:
+        """Log-sum-exp over the whole vocabulary ``[...]`` of hidden states ``[..., D]``."""
+        pieces = [self(hidden, rows).logsumexp(-1) for rows in self.pieces(hidden.device)]
+        return torch.stack(pieces).logsumexp(0)
 
     def __call__(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """``hidden [N, D]`` and row numbers ``[K]`` to logits ``[N, K]``."""
+        """``hidden [..., D]`` and row numbers ``[K]`` to logits ``[..., K]``."""
         bias = None if self.bias is None else _wide(self.bias[rows])
         logits = nn.functional.linear(hidden, _wide(self.weight[rows]), bias)
         if self.layer is None:
@@ -244,9 +273,16 @@ def _concatenate(outputs: list[AnswerOutput]) -> AnswerOutput:
     return AnswerOutput(*(None if c[0] is None else torch.cat(c) for c in columns))  # type: ignore[arg-type]
 
 
-def _refuse_rescaled_logits(network: nn.Module) -> None:
-    from bayeslora.errors import UsageError
+def _refuse_vocabulary(vocabulary: Vocabulary) -> None:
+    """Refuse what needs one answer position a row, which labels of several tokens do not have."""
+    if vocabulary == "logits":
+        raise UsageError(
+            "labels of several tokens have no one answer position, so that the vocabulary's logits there are not "
+            "known; give the protocol words of one token (end: null), or leave out what asks for them"
+        )
 
+
+def _refuse_rescaled_logits(network: nn.Module) -> None:
     config = network.config.to_dict()  # type: ignore[operator, union-attr]
     found = [key for key in _RESCALED_LOGITS if config.get(key) not in (None, 1, 1.0)]
     if found:

@@ -96,7 +96,7 @@ class ContextualModule(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             context = self._context(tokens)
             if self.recording:
-                self.recorded = context
+                self.recorded = self._at_answer(context)
             mixed = self._mix(tokens, *self.law(context))
         return mixed.reshape(z.shape).to(z.dtype)
 
@@ -113,6 +113,14 @@ class ContextualModule(nn.Module):
             return torch.einsum("nt,ntr->nr", share.to(z.dtype), z)[:, None]
         last = (mask.cumsum(-1) * mask).argmax(-1)
         return z[torch.arange(len(z), device=z.device), last][:, None]
+
+    def _at_answer(self, context: Tensor) -> Tensor:
+        """All contexts, or where only the ends of rows are met, those of the prompts' last tokens ``[N, 1, r]``."""
+        state = self.sites.state
+        if not state.tail or state.mask is None or context.shape[1] == 1:
+            return context
+        last = state.mask.argmax(-1).repeat(len(context) // len(state.mask))
+        return context[torch.arange(len(context), device=context.device), last][:, None]
 
     def _mix(self, z: Tensor, mean: Tensor, rho: Tensor) -> Tensor:
         state = self.sites.state

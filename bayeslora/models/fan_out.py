@@ -9,15 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bayeslora.models.memory import free_bytes
-from bayeslora.models.noise import positions_from_last, row_keys
+from bayeslora.models.noise import noise_positions, row_keys
 from bayeslora.models.sites import SiteContext, SiteState
-from bayeslora.types import AnswerBatch, Samples
+from bayeslora.types import AnswerBatch, Samples, WholeLabels
 
 _TOKENS_PER_PASS_CPU = 16384  # beyond this a CPU pass no longer gets faster per row, only larger
 
@@ -96,13 +97,13 @@ class FanOut:
 
 def site_state(batch: AnswerBatch, samples: Samples | None) -> SiteState:
     """The state of the sites for one pass over a batch and its samples."""
-    mask = batch.attention_mask
+    mask = batch.prompt_mask
     if samples is None:
         return SiteState(mask=mask)
     groups = len(samples)
     if samples.draws is None:
         return SiteState(groups, samples.weights, mask=mask)
-    positions = torch.ones_like(mask) if samples.coherent else positions_from_last(mask)
+    positions = torch.ones_like(mask) if samples.coherent else noise_positions(batch)
     return SiteState(
         groups,
         samples.weights,
@@ -113,6 +114,16 @@ def site_state(batch: AnswerBatch, samples: Samples | None) -> SiteState:
         mask,
         samples.dropout,
     )
+
+
+def tail_state(state: SiteState, batch: AnswerBatch, whole: WholeLabels) -> SiteState:
+    """The state of the output layer's sites, which meet the end of every row alone: where labels are predicted.
+
+    What sums a row up there is the prompt's last token, as where that is the only one.
+    """
+    last = (noise_positions(batch) == 1) & batch.prompt_mask.bool()
+    positions = None if state.positions is None else state.positions[:, -whole.reach :]
+    return replace(state, positions=positions, mask=last[:, -whole.reach :].long(), tail=True)
 
 
 def fitting_chunk(batch: AnswerBatch, samples: Samples, bytes_per_token: int) -> int:

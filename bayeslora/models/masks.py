@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayeslora.errors import UsageError
+
 # Kinds of models that take a finished mask as it is and read nothing else from a mask [R, T]; each is in a test.
 FINISHED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")
 ENCODERS = ("bert", "roberta", "xlm-roberta", "electra")
 
 
-def causal_mask(config: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
+def causal_mask(config: Any, mask: Tensor, dtype: torch.dtype, segments: Tensor | None = None) -> Tensor:
     r"""What a causal model is to be given as its ``attention_mask``.
 
     Of a mask ``[R, T]`` transformers asks whether any token is padding at all, and a GPU's host waits for the answer
@@ -24,18 +26,29 @@ def causal_mask(config: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
         config: Of the model: its kind, its implementation of attention, and how far attention reaches.
         mask: Which tokens are real ``[R, T]``.
         dtype: Of the model's activations.
+        segments: Where tokens in several segments stand behind a prompt, the segment of each, zero for the prompt
+            ``[R, T]``: they attend to the prompt and to their own segment alone.
 
     Returns:
         ``[R, 1, T, T]``: bool for ``sdpa``, a summand of the scores for ``eager``. Or the mask ``[R, T]`` as it is: for
         other kinds of models and other implementations, and for rows longer than a sliding window, beyond which
         attention does not reach.
+
+    Raises:
+        UsageError: there are segments, and the model is one of these others.
     """
     length = mask.shape[-1]
     reach = getattr(config, "sliding_window", None) or length + 1
     if not _takes_finished(config, FINISHED) or length >= reach:
+        if segments is not None:
+            _refuse_segments(config, length)
         return mask
     causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    return _finished(config, causal & mask.bool()[:, None, None, :], dtype)
+    allowed = causal & mask.bool()[:, None, None, :]
+    if segments is not None:
+        keys, queries = segments[:, None, None, :], segments[:, None, :, None]
+        allowed = allowed & ((keys == 0) | (keys == queries))
+    return _finished(config, allowed, dtype)
 
 
 def encoder_mask(config: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,3 +86,16 @@ def _finished(config: Any, allowed: Tensor, dtype: torch.dtype) -> Tensor:
     if config._attn_implementation == "sdpa":
         return allowed
     return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def _refuse_segments(config: Any, length: int) -> None:
+    kind, attention = getattr(config, "model_type", "?"), getattr(config, "_attn_implementation", "?")
+    if _takes_finished(config, FINISHED):
+        raise UsageError(
+            f"a question with its labels behind it has {length} tokens, and attention of this model reaches "
+            f"{config.sliding_window}; give max_length and words that leave room, or words of one token (end: null)"
+        )
+    raise UsageError(
+        f"labels of several tokens need a mask of their own, which a {kind} with attention {attention!r} is not known "
+        f"to take; allowed: {', '.join(FINISHED)} with sdpa or eager, or words of one token (end: null)"
+    )

@@ -12,9 +12,9 @@ from torch.nn.functional import pad
 from torch.nn.utils import get_total_norm
 
 from bayeslora.errors import UsageError
-from bayeslora.models.noise import positions_from_last, row_keys
+from bayeslora.models.noise import noise_positions, row_keys
 from bayeslora.models.sites import SiteLinear, SiteState, plain_name
-from bayeslora.types import AnswerBatch, Samples
+from bayeslora.types import AnswerBatch, Samples, WholeLabels
 
 
 def stack_members(network: nn.Module, count: int) -> None:
@@ -87,6 +87,33 @@ def joined(batches: Sequence[AnswerBatch], left: bool, pad_id: int) -> AnswerBat
         example_id=torch.cat([batch.example_id for batch in batches]),
         dataset=batches[0].dataset,
         token_type_ids=wide(types, left) if types else None,
+        whole_labels=_joined_labels([batch.whole_labels for batch in batches if batch.whole_labels is not None]),
+    )
+
+
+def _joined_labels(parts: Sequence[WholeLabels]) -> WholeLabels | None:
+    """The labels of several batches one after another, if they have any; rows are padded on the left."""
+    if not parts:
+        return None
+    width, sizes = max(part.segments.shape[1] for part in parts), [part.ids.shape[1:] for part in parts]
+    options, length = (max(column) for column in zip(*sizes, strict=True))
+
+    def padded(name: str) -> Tensor:
+        tensors = [getattr(part, name) for part in parts]
+        if name in ("segments", "offsets"):
+            return torch.cat([pad(t, (width - t.shape[1], 0)) for t in tensors])
+        fill = 1 if name == "places" else 0
+        gaps = [(0, length - t.shape[2], 0, options - t.shape[1]) for t in tensors]
+        return torch.cat([pad(t, gap, value=fill) for t, gap in zip(tensors, gaps, strict=True)])
+
+    return WholeLabels(
+        segments=padded("segments"),
+        offsets=padded("offsets"),
+        ids=padded("ids"),
+        places=padded("places"),
+        weights=padded("weights"),
+        reach=max(part.reach for part in parts),
+        normalised=any(part.normalised for part in parts),
     )
 
 
@@ -101,8 +128,8 @@ def joined_state(batch: AnswerBatch, samples: Samples) -> SiteState:
     if samples.draws is not None:
         every, own = row_keys(batch, samples), torch.arange(len(samples), device=batch.input_ids.device)
         keys = every.view(len(samples), len(samples), -1)[own, own].flatten()  # sample s of batch s, of all pairs
-        positions = positions_from_last(batch.attention_mask)
-    return SiteState(len(samples), samples.weights, keys, positions, samples.perturbations, mask=batch.attention_mask)
+        positions = noise_positions(batch)
+    return SiteState(len(samples), samples.weights, keys, positions, samples.perturbations, mask=batch.prompt_mask)
 
 
 def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:

@@ -48,7 +48,7 @@ def row_keys(batch: AnswerBatch, samples: Samples) -> Tensor:
         keys = _mix(_sent(samples.draws, device) * _GOLDEN + stream(samples.seed, "coherent"))
         return keys.repeat_interleave(len(batch.input_ids))
     draws = _mix(_sent(samples.draws, device) * _GOLDEN + stream(samples.seed, "rows"))
-    rows = row_hash(batch.input_ids, batch.attention_mask)
+    rows = row_hash(batch.input_ids, batch.prompt_mask)
     return _mix(draws[:, None] ^ _mix(rows * _GOLDEN)[None, :]).flatten()
 
 
@@ -86,6 +86,15 @@ class Kind(NamedTuple):
     channels: int
     words: int
     options: tuple[Any, ...] = ()
+
+
+def noise_positions(batch: AnswerBatch) -> Tensor:
+    """Position of every token for its noise ``[R, T]``: 1 at a prompt's last token, -1, -2, .. at those of a label.
+
+    All labels of a question meet the same function, which the prompt alone decides.
+    """
+    positions = positions_from_last(batch.prompt_mask)
+    return positions if batch.whole_labels is None else positions - batch.whole_labels.offsets
 
 
 class KnownSites:

@@ -35,8 +35,9 @@ class SiteState:
         positions: Position of every token counted from the last ``[S * R, T]``, alongside ``keys``.
         perturbations: Weight name to S values ``[S, *shape]`` that are added with signs of their own for every token.
         coherent: Rows of one group share their key and their positions are all one: a draw is one function.
-        mask: Which tokens are real ``[R, T]``; None where nobody said.
+        mask: Which tokens sum a row up: the real ones of its prompt ``[R, T]``; None where nobody said.
         dropout: Whether dropout is among the noise.
+        tail: Only the ends of rows are met, where labels of several tokens are predicted; T is their length.
     """
 
     groups: int = 1
@@ -47,6 +48,7 @@ class SiteState:
     coherent: bool = False
     mask: Tensor | None = None
     dropout: bool = True
+    tail: bool = False
     tokens: dict[bool, Tokens] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def noisy_tokens(self, last: bool, known: KnownSites) -> Tokens | None:

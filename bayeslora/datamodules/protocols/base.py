@@ -70,6 +70,8 @@ class Protocol:
             or ``last`` token of the label on its own.
         separator: Between prompt and label.
         system: An instruction in front of everything, worked examples included.
+        end: What ends a label of several tokens; None where labels are one token each.
+        normalise: What the log-probability of such a label is divided by: None, its ``tokens`` or its ``characters``.
         order: Of the batches.
         drop_last: Whether a last batch that is not full is left out, in training and in evaluation.
         tasks: The tasks it defines prompts for; None is any.
@@ -83,6 +85,8 @@ class Protocol:
     labels_from: Literal["context", "first", "last"] = "context"
     separator: str = " "
     system: str = ""
+    end: str | None = None
+    normalise: str | None = None
     order: Order = "bucketed"
     drop_last: bool = False
     tasks: tuple[str, ...] | None = None

@@ -9,9 +9,10 @@ from typing import Any
 
 from bayeslora.datamodules.protocols.base import PROTOCOLS, Prompt, Protocol, Words, letters
 from bayeslora.datamodules.question import Question
-from bayeslora.errors import UsageError, require
+from bayeslora.errors import UsageError, require, require_choice
 
 IN_TEMPLATE, IN_OPTION = ("context", "question", "options"), ("label", "option")
+LENGTHS = ("tokens", "characters")
 NAMED = ("letters", "options")  # what ``words`` may be instead of words
 
 
@@ -34,6 +35,11 @@ class OwnProtocol(Protocol):
         separator: Between prompt and answer. A chat template has one of its own.
         words: What answers: ``letters`` (A for the first option), ``options`` (each option's own text), a list of
             words by place (the first for the first option), or a mapping from each option's text to its word.
+        end: None: every word is to be one token. Otherwise words may be of several tokens, and each is scored with this
+            at its end: a text such as ``"\n"``, or ``stop`` for what ends an answer (the end of a turn in a chat
+            template, else the tokenizer's end-of-sequence token). Probabilities are then normalised over whole words.
+        normalise: Divide a word's log-probability by its number of ``tokens`` (its end included) or of
+            ``characters``. Not for a model that is trained: the plain sum is what its loss is of.
         system: An instruction that stands once in front: the system turn of a chat template; otherwise a paragraph of
             its own before the worked examples.
         max_length: Number of tokens of the longest prompt, unless the data are given another. Longer ones lose worked
@@ -58,6 +64,8 @@ class OwnProtocol(Protocol):
     option_separator: str = "\n"
     separator: str = " "
     words: Words = "letters"
+    end: str | None = None
+    normalise: str | None = None
     system: str = ""
     max_length: int = 1024
     name: str = "own"
@@ -76,6 +84,12 @@ class OwnProtocol(Protocol):
             require(f"{name} of a protocol", value, isinstance(value, str), "text (in quotes where it reads otherwise)")
         require("name of a protocol", self.name, self.name not in PROTOCOLS, "any that is no protocol of the package")
         _check_words(self.words)
+        if self.end is not None:
+            require("end of a protocol", self.end, isinstance(self.end, str) and self.end != "", "text, or stop")
+        if self.normalise is not None:
+            require_choice("normalise of a protocol", self.normalise, LENGTHS)
+            if self.end is None:
+                raise UsageError(f"normalise of a protocol is {self.normalise!r} without an end; give one (stop)")
         whole = isinstance(self.max_length, int) and not isinstance(self.max_length, bool) and self.max_length > 0
         require("max_length of a protocol", self.max_length, whole, "a number of tokens, 1 or more")
         _check_places("template", self.template, IN_TEMPLATE, "question")
