@@ -18,7 +18,8 @@ from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.c_lora import CONTEXTS, ContextualSites
 from bayeslora.models.loading import load_answer_model
 from bayeslora.types import AnswerBatch
-from tests.conftest import HIDDEN, VOCABULARY, save_llama
+from tests.helpers.models import save_llama
+from tests.helpers.sizes import HIDDEN, VOCABULARY
 
 HEAD = ["q_proj", "v_proj", "down_proj", "lm_head"]
 LABELS = ((7, 2), (8, 9, 10, 2), (8, 11, 2), (12, 2), (8, 9, 13, 14, 2))
