@@ -16,6 +16,7 @@ from bayeslora.lightning_modules.gaussian import GaussianModule
 from bayeslora.lightning_modules.grad_scaler import may_overflow
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.posteriors.mean_field import MeanField
+from bayeslora.posteriors.state import parameters_of, state_of
 from bayeslora.streams import global_draws, stream
 from bayeslora.types import Posterior, Samples
 
@@ -170,6 +171,20 @@ class IVONModule(GaussianModule):
     def on_train_end(self) -> None:
         """Keep the standard deviations that the run has ended with."""
         self._std, self._ivon = self.posterior().std(), None
+        for parameter in self.trainable().values():
+            parameter.data = parameter.detach().clone()  # IVON leaves views of one tensor, which safetensors refuses
+
+    def as_served(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """As for every module, with the standard deviations, which are no parameters."""
+        arguments, weights = super().as_served()
+        return arguments, weights | state_of("std", self.posterior().std())
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load parameters by their plain names, and the standard deviations of :meth:`as_served`."""
+        std = parameters_of("std", state_dict)
+        self._std = std or self._std
+        own = {name: value for name, value in state_dict.items() if not name.startswith("std/")}
+        return super().load_state_dict(own, strict, assign)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, and take the standard deviations from the optimiser's state.

@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file, save_file
 
 from bayeslora import Backbone, BLoBModule, IVONModule, LoRA, LoRAModule, Optimisation, ScalaBLModule, UsageError
 from bayeslora.callbacks.run_folder import RunFolder
@@ -107,7 +108,9 @@ def test_posterior_is_saved_and_plain_peft_reads_its_mean(trained: Trained) -> N
 
 
 @torch.no_grad()
-def test_checkpoint_and_folder_predict_as_the_run_did(trained: Trained, data: Path, tmp_path: Path) -> None:
+def test_checkpoint_folder_and_what_is_served_predict_as_the_run_did(
+    trained: Trained, data: Path, tmp_path: Path
+) -> None:
     own, run = trained
     root, batch = Path(run.default_root_dir), next(iter(run.datamodule.val_dataloader()))
     read = module(own.name, samples=4)
@@ -115,7 +118,12 @@ def test_checkpoint_and_folder_predict_as_the_run_did(trained: Trained, data: Pa
     again.test(read, datamodule=batches(data), ckpt_path=root / "end.ckpt", verbose=False, weights_only=True)
     found = module(own.name, samples=4, backbone=Backbone("embedded", adapter=str(root / "posterior")))
     found.configure_model()
-    for other in (read, found):
+    arguments, kept = own.as_served()
+    save_file(kept, tmp_path / "served.safetensors")
+    served = type(own)(**arguments)
+    served.configure_model()
+    served.load_state_dict(load_file(tmp_path / "served.safetensors"))
+    for other in (read, found, served):
         logits = other.eval().predictive(batch).logits
         torch.testing.assert_close(logits, own.predictive(batch).logits, atol=1e-5, rtol=1e-5)
 
