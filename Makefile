@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 # The embedded model is too small for more threads than one, and tests run on two processes.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-fast test-real lint install
+.PHONY: quickstart test test-fast test-real lint dist install
 
 quickstart: install
 	$(BIN)/bayeslora fit -c quickstart --trainer.default_root_dir $(RUN) --overwrite
@@ -26,6 +26,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The sdist, and the wheel that is made of it.
+dist: install
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 install: $(VENV)/.installed
 
