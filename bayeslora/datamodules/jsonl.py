@@ -10,17 +10,15 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
-from bayeslora.datamodules.question import Question, from_choices, from_options
+from bayeslora.datamodules.question import Question, from_choices, from_options, from_sentences, has_sentences
 from bayeslora.datamodules.registry import register_family
 from bayeslora.datamodules.sampler import permutation
 from bayeslora.datamodules.source import Benchmark, Row, json_lines, read_jsonl
 from bayeslora.datamodules.splits import CALIBRATION
 from bayeslora.errors import UsageError
-from bayeslora.metrics.answers import UNKNOWN
 
 SPLITS = ("train", "validation", "test")
 MOST_CLASSES = 1000
-_UNLABELLED = (None, "", UNKNOWN)
 
 
 class JSONL(Benchmark):
@@ -78,21 +76,9 @@ class JSONL(Benchmark):
 
     def parse(self, row: Row, fallback_id: str) -> Question:
         """A question from a row of any of the schemas."""
-        if self._classes and ("sentence1" in row or "sentence" in row):
-            second = row["sentence2"] if "sentence1" in row else row["sentence"]
-            id_ = fallback_id if row.get("id") is None else str(row["id"])
-            return Question(id_, second, self._classes, self._class(row.get("label")), row.get("sentence1", ""))
+        if self._classes and has_sentences(row):
+            return from_sentences(row, self._classes, fallback_id)
         return from_choices(row, fallback_id) if "choices" in row else from_options(row, fallback_id)
-
-    def _class(self, label: Any) -> int:
-        """The number of a class from its number or name."""
-        if label in _UNLABELLED:
-            return UNKNOWN
-        if isinstance(label, str) and label in self._classes:
-            return self._classes.index(label)
-        if type(label) is int and 0 <= label < len(self._classes):
-            return label
-        raise ValueError(f"label {label!r} is not a class; allowed: 0 to {len(self._classes) - 1}, or a class's name")
 
     def load(self, split: str, data_dir: str | None) -> list[Question]:
         """All questions of a split; ``data_dir`` is not looked at."""
@@ -111,7 +97,7 @@ class JSONL(Benchmark):
     def _classes(self) -> tuple[str, ...]:
         """Names of the classes where the first row is a sentence or a pair of them; the labels of all files count."""
         files = [self.path] if self.path.is_file() else [self.path / f"{split}.jsonl" for split in self.labelled]
-        if not all(_is_sentences(row) for _, row in _first(json_lines(files[0]))):
+        if not all(has_sentences(row) for _, row in _first(json_lines(files[0]))):
             return ()
         if self.given is not None:
             return self.given
@@ -160,10 +146,6 @@ class JSONLDataModule(MultipleChoiceDataModule):
                 f"testing on {len(self.questions(self.file.name))} questions of {self.file.path}, the fifth that is "
                 "never trained on; whole=True (--data.init_args.whole true) takes them all"
             )
-
-
-def _is_sentences(row: Row) -> bool:
-    return "sentence1" in row or "sentence" in row
 
 
 def _first(rows: Any) -> list[Any]:

@@ -116,6 +116,38 @@ def from_options(row: Mapping[str, Any], fallback_id: str) -> Question:
     return Question(id_, row["question"], tuple(row["options"]), _index(row.get("label")), context)
 
 
+def has_sentences(row: Mapping[str, Any]) -> bool:
+    """Whether a row is a sentence, or a pair of them, to classify."""
+    return "sentence1" in row or "sentence" in row
+
+
+def from_sentences(row: Mapping[str, Any], classes: Sequence[str], fallback_id: str) -> Question:
+    """A question from ``{"id", "sentence", "label"}``, or ``{"id", "sentence1", "sentence2", "label"}``.
+
+    Args:
+        row: The label is a class's name or number; one that is missing, null, empty or -1 is not known.
+        classes: The classes' names.
+        fallback_id: The id of a row that has none.
+
+    Raises:
+        ValueError: what is wrong with the row.
+    """
+    second = row["sentence2"] if "sentence1" in row else row["sentence"]
+    label = _class(row.get("label"), classes)
+    return Question(_id(row, fallback_id), second, tuple(classes), label, row.get("sentence1", ""))
+
+
+def _class(label: Any, classes: Sequence[str]) -> int:
+    """The number of a class from its number or name."""
+    if label in (None, "", UNKNOWN):
+        return UNKNOWN
+    if isinstance(label, str) and label in classes:
+        return list(classes).index(label)
+    if type(label) is int and 0 <= label < len(classes):
+        return label
+    raise ValueError(f"label {label!r} is not a class; allowed: 0 to {len(classes) - 1}, or a class's name")
+
+
 def _id(row: Mapping[str, Any], fallback_id: str) -> str:
     """The row's own id, unless it is missing or null."""
     return fallback_id if row.get("id") is None else str(row["id"])

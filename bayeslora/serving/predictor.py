@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -16,7 +16,7 @@ from bayeslora.datamodules.batch import collate
 from bayeslora.datamodules.encode import Encoded
 from bayeslora.datamodules.model_side import ModelSide
 from bayeslora.datamodules.option_order import merge_orders
-from bayeslora.datamodules.question import Question, from_choices, from_options
+from bayeslora.datamodules.question import Question, from_choices, from_options, from_sentences, has_sentences
 from bayeslora.datamodules.tokenizer import load_tokenizer
 from bayeslora.decisions.rule import Decided, DecisionRule
 from bayeslora.errors import RunError, UsageError
@@ -188,7 +188,8 @@ class Predictor:
 
         Args:
             given: A question, a mapping with ``question`` and ``options`` (or ``choices`` as on the Hugging Face hub),
-                or the text alone.
+                one with ``sentence`` (or ``sentence1`` and ``sentence2``) where the run classifies those, or the text
+                alone.
             options: What to choose from, where the text alone is given; None takes those of every question of the run.
             fallback_id: The name of a question that has none.
 
@@ -200,9 +201,12 @@ class Predictor:
         else:
             row: dict[str, Any] = {"question": given} if isinstance(given, str) else dict(given)
             known = options or self.prompting.options
-            if "options" not in row and "choices" not in row and known is not None:
-                row["options"] = list(known)
-            found = _question(row, fallback_id)
+            if has_sentences(row) and self.prompting.pairs:
+                found = _in_one_line(from_sentences, row, self.prompting.options, fallback_id)
+            else:
+                if "options" not in row and "choices" not in row and known is not None:
+                    row["options"] = list(known)
+                found = _question(row, fallback_id)
         if len(set(found.options)) < len(found.options):
             raise UsageError(f"question {found.id!r} has the same option twice: {list(found.options)}")
         if self.prompting.pairs and found.options != self.prompting.options:
@@ -313,8 +317,13 @@ def _question(row: Mapping[str, Any], fallback_id: str) -> Question:
         raise UsageError(f"question {name!r} has no text; give it as 'question'")
     if "options" not in row and "choices" not in row:
         raise UsageError(f"question {name!r} has no options; give them as 'options', a list of texts")
+    return _in_one_line(from_options if "options" in row else from_choices, row, fallback_id)
+
+
+def _in_one_line(make: Callable[..., Question], *args: Any) -> Question:
+    """A question, or what is wrong with it as an error of the user's."""
     try:
-        return from_options(row, fallback_id) if "options" in row else from_choices(row, fallback_id)
+        return make(*args)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(str(error)) from error
 
