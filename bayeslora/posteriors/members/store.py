@@ -25,7 +25,7 @@ from bayeslora.types import Posterior
 
 SCHEMA = 1
 FOLDER = "members"
-DONE, FAILED = "done", "failed"
+DONE, FAILED, DAMAGED = "done", "failed", "damaged"
 _MARK, _RECORD, _MANIFEST = "DONE", "member.json", "manifest.json"
 
 
@@ -49,7 +49,12 @@ class MemberStore:
         return self.folder / f"{member:03d}"
 
     def members(self, status: str) -> tuple[int, ...]:
-        """Ids of the members that are ``done`` (every file is there and is the one that was written) or ``failed``."""
+        """Ids of the members of a status.
+
+        Args:
+            status: ``done`` (every file is there and is the one that was written), ``failed``, or ``damaged`` (it was
+                done, and its files are not those that were written). A member that is half written has none of these.
+        """
         found = {int(path.name): path for path in self.folder.glob("[0-9]*") if path.name.isdigit()}
         return tuple(member for member, path in sorted(found.items()) if _status(path) == status)
 
@@ -108,6 +113,7 @@ class MemberStore:
         """
         self.leases.check()
         folder = self.path(member)
+        (folder / _MARK).unlink(missing_ok=True)  # from here on it is half written, which is not damaged
         save_posterior(posterior, folder, adapter_config, base)
         self._note(member, {**record, "status": DONE})
         write_json(folder / _MARK, _checksums(folder))
@@ -130,8 +136,13 @@ class MemberStore:
             base: Fingerprint of the base they will be used with; None does not check.
 
         Raises:
-            UsageError: none is done, or they belong to another base.
+            UsageError: none is done, one is damaged, or they belong to another base.
         """
+        if damaged := self.members(DAMAGED):
+            raise UsageError(
+                f"members {', '.join(map(str, damaged))} of {self.folder} are damaged (their files are not what was "
+                "written); train them again with `bayeslora ensemble`, or remove their folders to go on without them"
+            )
         done = self.members(DONE)
         if not done:
             raise UsageError(
@@ -162,10 +173,13 @@ class MemberStore:
 
 
 def _status(folder: Path) -> str | None:
-    """``done``, ``failed``, or None for a member that is neither: absent, half written or damaged."""
+    """``done``, ``damaged``, ``failed``, or None for a member that is neither: absent or half written."""
     mark, record = folder / _MARK, folder / _RECORD
     if mark.exists():
-        return DONE if json.loads(mark.read_text()) == _checksums(folder) else None
+        try:
+            return DONE if json.loads(mark.read_text()) == _checksums(folder) else DAMAGED
+        except ValueError:  # of bytes that are no text, or of text that is no JSON
+            return DAMAGED
     failed = record.exists() and json.loads(record.read_text())["status"] == FAILED
     return FAILED if failed else None
 

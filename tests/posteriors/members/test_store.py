@@ -14,10 +14,11 @@ import torch
 
 from bayeslora.errors import RunError, UsageError
 from bayeslora.posteriors.members.leases import Leases
-from bayeslora.posteriors.members.store import DONE, FAILED, MemberStore
+from bayeslora.posteriors.members.store import DAMAGED, DONE, FAILED, MemberStore
 from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import load_posterior
 
+MARK = 4  # which renaming of a member is that of its mark, after its posterior and its record
 CONFIG = {"peft_type": "LORA", "r": 2}
 WRITER = """
 import sys, torch
@@ -61,14 +62,28 @@ def test_members_come_back_by_their_ids(tmp_path: Path) -> None:
     assert len(load_posterior(tmp_path / "posterior").components) == 2
 
 
-@pytest.mark.parametrize("damage", ["change", "remove", "unmark"])
-def test_a_damaged_member_is_not_done(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["change", "remove", "mark"])
+def test_a_damaged_member_is_refused_by_its_id(tmp_path: Path, damage: str) -> None:
     store = written(tmp_path, 0, 1)
     file = store.path(1) / "adapter_model.safetensors"
     if damage == "change":
         file.write_bytes(file.read_bytes()[:-1] + b"\7")
+    elif damage == "remove":
+        file.unlink()
     else:
-        (file if damage == "remove" else store.path(1) / "DONE").unlink()
+        (store.path(1) / "DONE").write_bytes(b"\xff{")
+    assert store.members(DONE) == (0,)
+    assert store.members(DAMAGED) == (1,)
+    with pytest.raises(UsageError, match=r"members 1 of .* are damaged .* `bayeslora ensemble`"):
+        store.load()
+    store.claim([1])
+    store.write(1, point(1.0), CONFIG, "base", {})
+    assert list(store.load()) == [0, 1]
+
+
+def test_a_member_that_is_half_written_is_not_done(tmp_path: Path) -> None:
+    store = written(tmp_path, 0, 1)
+    (store.path(1) / "DONE").unlink()
     assert store.members(DONE) == (0,)
     assert list(store.load()) == [0]
 
@@ -138,8 +153,8 @@ def test_cut_between_writing_and_renaming(tmp_path: Path, monkeypatch: pytest.Mo
     found = MemberStore(tmp_path).load()
     assert float(found[0].mean()["x.lora_A.weight"][0, 0]) == 0.0
     if 3 in found:
-        assert float(found[3].mean()["x.lora_A.weight"][0, 0]) == (3.0 if step <= 1 else 9.0)
-    assert (3 in found) == (step not in (2, 3, 4))
+        assert float(found[3].mean()["x.lora_A.weight"][0, 0]) == 9.0
+    assert (3 in found) == (step > MARK)
     store.write(3, point(9.0), CONFIG, "base", {})
     assert MemberStore(tmp_path).members(DONE) == (0, 3)
 
