@@ -6,10 +6,12 @@ import os
 import shlex
 import sys
 import traceback
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from bayeslora import __version__
+from bayeslora.commands.parsers import PARSERS
 from bayeslora.configs import with_files
 from bayeslora.errors import RunError, UsageError, in_one_line
 from bayeslora.signals import Stopped, signals_stop_the_command
@@ -60,6 +62,8 @@ _OWN = {
     "dynamics": "bayeslora.commands.dynamics",
 }
 
+_AT_ONCE = ("configs",)  # what answers before it could say that it loads
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -102,7 +106,12 @@ def _command(args: Sequence[str]) -> Callable[[list[str]], int]:
     """What runs a command, from all arguments; imported only now."""
     name = args[0]
     options = {arg.partition("=")[0] for arg in args}
-    if name == "predict" and ("--run" in options or (not options & {"-c", "--config"} and options & {"-h", "--help"})):
+    asks_for_help = bool(options & {"-h", "--help"})
+    if name in PARSERS and asks_for_help:
+        return lambda args: _help(PARSERS[name]())
+    if name in (*_LIGHTNING, *_OWN) and name not in _AT_ONCE and not asks_for_help:
+        _say_that_it_loads()
+    if name == "predict" and ("--run" in options or (not options & {"-c", "--config"} and asks_for_help)):
         own = import_module("bayeslora.commands.predict")
         return lambda args: own.main(args[1:])
     if name in _LIGHTNING:
@@ -111,6 +120,17 @@ def _command(args: Sequence[str]) -> Callable[[list[str]], int]:
         own = import_module(_OWN[name])
         return lambda args: own.main(args[1:])
     raise UsageError(f"unknown command {name!r}; allowed: {', '.join((*_LIGHTNING, *_OWN))}")
+
+
+def _help(parser: ArgumentParser) -> int:
+    parser.print_help()
+    return 0
+
+
+def _say_that_it_loads() -> None:
+    """The first line on a terminal, at once: the libraries behind most commands take seconds to load."""
+    if sys.stderr.isatty():
+        print("bayeslora: loading ...", file=sys.stderr, flush=True)
 
 
 def _fail(error: Exception, debug: bool) -> int:

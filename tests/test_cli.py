@@ -35,6 +35,38 @@ def test_help_imports_nothing_heavy() -> None:
     assert "compare" in done.stdout
 
 
+def test_help_of_own_commands_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, bayeslora.cli as cli\n"
+        "for name in cli._OWN:\n"
+        "    try: status = cli.main([name, '--help'])\n"
+        "    except SystemExit as end: status = end.code\n"
+        "    assert not status, name\n"
+        "    assert not {'torch', 'lightning', 'pyarrow', 'transformers'} & set(sys.modules), name\n"
+        "print(*cli._OWN)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    named = done.stdout.splitlines()[-1].split()
+    assert {"compare", "dynamics", "score", "ensemble"} <= set(named)
+    assert all(f"bayeslora {name}" in done.stdout for name in named)
+
+
+def test_a_terminal_hears_at_once_that_it_loads(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(["score", "no/such.jsonl"]) != 0
+    assert capsys.readouterr().err.startswith("bayeslora: loading ...\n")
+    assert main(["score", "--help"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_fit_and_predict_end_with_what_they_wrote(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(arguments("fit", tmp_path, data)) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"written to {tmp_path}: checkpoints/last.ckpt, checkpoints/best.ckpt, posterior"
+    assert main(arguments("predict", tmp_path, data)) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"written to {tmp_path}: predict/predictions.parquet"
+
+
 def test_a_run_leaves_what_the_documentation_says(run: Path) -> None:
     names = {str(path.relative_to(run)) for path in run.rglob("*")}
     wanted = ["fit-config.yaml", "run.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "logs/fit/metrics.csv"]

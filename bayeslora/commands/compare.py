@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from bayeslora.commands import parsers
 from bayeslora.errors import UsageError
 from bayeslora.files import replacing
 from bayeslora.results.comparison.comparison import Comparison, Run
@@ -59,12 +59,7 @@ def compare(
 
 def main(args: Sequence[str]) -> int:
     """The command ``bayeslora compare``; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="bayeslora compare", description="One table and its plots of many runs.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, a folder of runs, or NAME=FOLDER")
-    parser.add_argument("--reference", help="method that the others are compared with (the first run's)")
-    parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to (comparison)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in that folder")
-    given = parser.parse_args(args)
+    given = parsers.compare().parse_args(args)
     compare(given.runs, given.reference, given.out, given.overwrite)
     return 0
 

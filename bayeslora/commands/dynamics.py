@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bayeslora.commands import parsers
 from bayeslora.errors import UsageError
 from bayeslora.files import replacing, write_json
 from bayeslora.results.dynamics import tables
@@ -99,11 +99,7 @@ def dynamics(
 
 def main(args: Sequence[str]) -> int:
     """The command ``bayeslora dynamics``; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="bayeslora dynamics", description="What a training's members knew, by epoch.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder; several are one ensemble")
-    parser.add_argument("--out", type=Path, help="folder to write to (RUN/dynamics/analysis)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in that folder")
-    given = parser.parse_args(args)
+    given = parsers.dynamics().parse_args(args)
     dynamics(given.runs, given.out, given.overwrite)
     return 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from bayeslora.commands import parsers
 from bayeslora.commands.lightning import CommandLine, run, run_folder
 from bayeslora.errors import RunError, UsageError, require_choice
 from bayeslora.models.memory import give_back
@@ -112,17 +112,7 @@ def _command_line(work: Work) -> type[CommandLine]:
 
 def main(args: Sequence[str]) -> int:
     """Run ``bayeslora ensemble``; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="bayeslora ensemble",
-        description="Train what is missing of an ensemble; other options are those of bayeslora fit.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--members", help="how many, or ids: 5, or 0,3,7; without, as the configuration says")
-    parser.add_argument(
-        "--mode", default="auto", help="joint: one pass for all; sequential: one after another; auto: as memory allows"
-    )
-    own, rest = parser.parse_known_args(list(args))
+    own, rest = parsers.ensemble().parse_known_args(list(args))
     require_choice("mode", own.mode, MODES)
     work = Work(None if own.members is None else _parse(own.members), own.mode)
     while _train_group(work, rest):

@@ -36,6 +36,10 @@ from bayeslora.posteriors.members.store import FOLDER
 
 BASE = "base"  # as --ckpt_path: the base model without an adapter
 ADAPTER = "adapter"  # likewise: the adapter that --model.backbone.adapter names, also where it was trained further
+_WRITTEN = {  # what a command leaves in the run folder that is named in the end; the report of a test names its own
+    "fit": ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "posterior"),
+    "predict": ("predict/predictions.parquet",),
+}
 _SHARED = {"pretrained": "tokenizer", "revision": "revision", "readout": "readout"}  # of backbone, of data
 
 
@@ -52,7 +56,7 @@ def run(args: list[str], command_line: type[CommandLine] | None = None) -> int:
         extended = files.enter_context(checkpoint_config(args, trusted))
         current = files.enter_context(current_names(extended))
         files.enter_context(one_line_errors())
-        (command_line or CommandLine)(
+        line = (command_line or CommandLine)(
             model_class=MultipleChoiceModule,
             datamodule_class=LightningDataModule,
             subclass_mode_model=True,
@@ -69,6 +73,7 @@ def run(args: list[str], command_line: type[CommandLine] | None = None) -> int:
             parser_kwargs={"exit_on_error": False},
             args=current,
         )
+        line.say_what_was_written()
     return 0
 
 
@@ -137,6 +142,12 @@ class CommandLine(LightningCLI):
         trained = f" (trained on from {adapter}, which --ckpt_path adapter tests)" if adapter and not asked else ""
         print(f"weights: {checkpoint}{trained}")
         return checkpoint
+
+    def say_what_was_written(self) -> None:
+        """One line, from one process, that names the run folder and what this command has put there."""
+        found = [name for name in _WRITTEN.get(self.subcommand, ()) if (self._root / name).exists()]
+        if found and self.trainer.is_global_zero and not leaves_nothing(self.config[self.subcommand].trainer):
+            print(f"written to {self._root}: {', '.join(found)}")
 
     def instantiate_classes(self) -> None:
         """Build trainer, model and data; the bare base in the model's place where it is wanted."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from bayeslora.callbacks.report import tables
+from bayeslora.commands import parsers
 from bayeslora.errors import UsageError
 from bayeslora.files import write_json
 from bayeslora.metrics import scores
@@ -94,9 +94,6 @@ def _rate(share: dict[str, Any]) -> str:
 
 def main(args: Sequence[str]) -> int:
     """The command ``bayeslora score``; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="bayeslora score", description="Metrics of answers whose labels are known.")
-    parser.add_argument("answers", nargs="+", metavar="ANSWERS", help="a .jsonl or .parquet that predict has written")
-    parser.add_argument("--out", type=Path, help="a JSON file for the numbers")
-    given = parser.parse_args(args)
+    given = parsers.score().parse_args(args)
     score(given.answers, given.out)
     return 0
