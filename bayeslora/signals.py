@@ -63,7 +63,7 @@ class Stopping:
 _current: ContextVar[Stopping | None] = ContextVar("stopping", default=None)
 
 
-def stopping() -> Stopping | None:
+def current_handler() -> Stopping | None:
     """What handles the signals of the command that runs; None where no command does, as in a script of one's own."""
     return _current.get()
 

@@ -19,7 +19,7 @@ from gpu_7b import SIZES, TINY, footprint, nf4_llama
 from laplace_lora import batches_of, fit
 from measure import machine, quiet, spread
 
-from bayeslora.curvature.jacobian import linearised
+from bayeslora.curvature.jacobian import linearised_predictive
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.loading import Backbone, LoRA, wrap
 from bayeslora.streams import generator
@@ -69,7 +69,7 @@ def measure(structure: str, model: AnswerModel, questions: int, device: torch.de
         times = []
         for batch in batches[:10]:
             began = time.perf_counter()
-            linearised(model, batch, posterior).probs.tolist()  # waits for the device
+            linearised_predictive(model, batch, posterior).probs.tolist()  # waits for the device
             times.append(1000 * (time.perf_counter() - began))
     above = (peak - before) / GB
     print(f"{structure}: fitted in {seconds:.1f} s, peak {peak / GB:.2f} GB, {above:.2f} above the model")

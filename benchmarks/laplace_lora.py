@@ -31,7 +31,7 @@ from sampled_prediction import questions
 from torch import Tensor
 
 from bayeslora.curvature.fit import STRUCTURES, Task
-from bayeslora.curvature.jacobian import contrast_jacobian, linearised
+from bayeslora.curvature.jacobian import contrast_jacobian, linearised_predictive
 from bayeslora.curvature.rows import Network
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model
@@ -127,7 +127,7 @@ def fit(structure: str, model: AnswerModel, batches: Sequence[AnswerBatch], shar
     )
     rows = sum(len(batch) * (batch.answer_mask.shape[1] - 1) for batch in batches)
     most = share * rows * torch.bfloat16.itemsize * sum(value.numel() for value in network.parameters.values())
-    task = Task(network, batches, None, None, "benchmark", max_bytes=most)
+    task = Task(network=network, train=batches, validation=None, folder=None, key="benchmark", max_bytes=most)
     return STRUCTURES[structure](task).choose(Prior(precision=PRECISION))[0]
 
 
@@ -240,7 +240,7 @@ def predictions(
 
 
 def probabilities(model: AnswerModel, batch: AnswerBatch, posterior: GaussianPosterior) -> Tensor:
-    return linearised(model, batch, posterior).probs
+    return linearised_predictive(model, batch, posterior).probs
 
 
 @torch.no_grad()

@@ -85,7 +85,7 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
         model,
     )
     before, began = resident(), time.process_time()
-    fit = fit_full(Task(network, batches, None, None, "benchmark"))
+    fit = fit_full(Task(network=network, train=batches, validation=None, folder=None, key="benchmark"))
     collected = time.process_time()
     report = fit.choose(Prior(posterior_mean=options.side))[2]
     ended = time.process_time()

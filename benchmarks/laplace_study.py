@@ -33,9 +33,9 @@ from bayeslora.types import AnswerBatch, GaussianPosterior, Predictive
 
 TEMPERATURE = "+temperature"
 OTHERS = ("synthetic:shifted", "synthetic:ood")  # test sets beside the one in distribution
-STRUCTURES = ("full", "ekfac", "kfac_reduce", "release", "diag")
+STUDIED = ("full", "ekfac", "kfac_reduce", "release", "diag")
 ROWS = {
-    **{f"{s}_{p}": (s, Prior(precision=p)) for s in STRUCTURES for p in ("evidence", "validation")},
+    **{f"{s}_{p}": (s, Prior(precision=p)) for s in STUDIED for p in ("evidence", "validation")},
     **{f"last_layer_{p}": ("full", Prior(precision=p, subset_of_weights="last")) for p in ("evidence", "validation")},
     **{f"{s}_evidence{TEMPERATURE}": (s, Prior(temperature="validation")) for s in ("full", "ekfac")},
     "full_evidence_initial": ("full", Prior(mean="initial")),

@@ -22,7 +22,7 @@ import torch
 from measure import begin, spread
 from torch import Tensor
 
-from bayeslora.curvature.jacobian import linearised
+from bayeslora.curvature.jacobian import linearised_predictive
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model, wrap
 from bayeslora.streams import generator
@@ -166,8 +166,8 @@ def contestants(model: AnswerModel, four: AnswerBatch, two: AnswerBatch) -> Cont
         FORWARD: lambda: forward(model, four),
         "fanned out": lambda: fanned_out(model, four, samples),
         "one after another": lambda: one_after_another(model, four, samples),
-        "linearised, C = 4": lambda: linearised(model, four, posterior),
-        "linearised, C = 2": lambda: linearised(model, two, posterior),
+        "linearised, C = 4": lambda: linearised_predictive(model, four, posterior),
+        "linearised, C = 2": lambda: linearised_predictive(model, two, posterior),
     }
 
 

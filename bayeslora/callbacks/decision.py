@@ -97,7 +97,7 @@ class Decision(RemembersFit):
 
         root = Path(trainer.default_root_dir)
         prediction_file.write_predictions(
-            prediction_file.Predictions(parts, rule.method), root / "posterior" / CALIBRATION_FILE
+            prediction_file.PredictionFile(parts, rule.method), root / "posterior" / CALIBRATION_FILE
         )
         results = [c.file.parent for c in trainer.callbacks if isinstance(c, Predictions) and c.file is not None]  # type: ignore[attr-defined]
         for folder in (root / "posterior", *results):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from bayeslora.callbacks.fit_key import tensors_digest
 from bayeslora.callbacks.posterior import weight_sets
 from bayeslora.callbacks.predictions import Predictions
 from bayeslora.datamodules.multiple_choice import VALIDATION, MultipleChoiceDataModule
@@ -118,7 +118,7 @@ class Dynamics(L.Callback):
 
     def _record(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write an epoch, unless it is there."""
-        epoch, digest = _epochs(trainer), _digest(weight_sets(pl_module))
+        epoch, digest = _epochs(trainer), tensors_digest(sorted(one.items()) for one in weight_sets(pl_module))
         file = self.folder(trainer) / f"epoch-{epoch:03d}.parquet"
         record = file.with_suffix(".json")
         if record.is_file() and file.is_file() and json.loads(record.read_text())["weights"] == digest:
@@ -186,16 +186,6 @@ def _members(pl_module: Any) -> tuple[list[int], Tensor]:
 def _epochs(trainer: L.Trainer) -> int:
     """How many epochs of training are over."""
     return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-
-
-def _digest(networks: Sequence[Mapping[str, Tensor]]) -> str:
-    """Tells one state of the weights from another."""
-    digest = hashlib.sha256()
-    for weights in networks:
-        for name, value in sorted(weights.items()):
-            digest.update(name.encode())
-            digest.update(value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _from(folder: Path, epoch: int) -> list[Path]:

@@ -31,7 +31,7 @@ def depends_on(
         batches: The sets of batches that the fit looks at; they are iterated once.
     """
     found: dict[str, Any] = {
-        "questions": [None if each is None else questions_digest(each) for each in batches],
+        "questions": [None if each is None else tensors_digest(each) for each in batches],
         "precision": str(trainer.precision),
         "seed": getattr(pl_module, "seed", None),
     }
@@ -57,8 +57,14 @@ def fit_key(weights: Mapping[str, Tensor], *values: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def questions_digest(batches: Iterable[Any]) -> str:
-    """Tells questions from others by the tensors that are fed, batch by batch."""
+def tensors_digest(batches: Iterable[Any]) -> str:
+    """Sixteen hex digits that tell some tensors from others: by shape, values and everything beside them, in order.
+
+    Half precisions count by their values, so that a tensor and its float32 copy have one digest.
+
+    Args:
+        batches: Batches, or any nested tuples, lists and dicts of tensors and plain values.
+    """
     digest = hashlib.sha256()
     for batch in batches:
         plain = vars(batch) if isinstance(batch, AnswerBatch) else batch

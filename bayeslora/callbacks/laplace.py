@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bayeslora.callbacks.fit_data import RemembersFit, training_batches, validation_batches
 from bayeslora.callbacks.fit_key import depends_on, fit_key
-from bayeslora.callbacks.laplace_network import initial_weights, member_network, network_of, stacked
+from bayeslora.callbacks.laplace_network import initial_weights, is_stack, member_network, network_of
 from bayeslora.callbacks.laplace_prediction import LaplacePrediction
 from bayeslora.callbacks.posterior import PosteriorCallback, usable_members, weight_sets
 from bayeslora.curvature.fit import FORMAT, STRUCTURES, Task, check_space, check_structure, rows_bytes
@@ -200,12 +200,12 @@ class Laplace(PosteriorCallback, RemembersFit):
             UsageError: nothing to fit, too small a disk, or a choice that cannot be made.
             RunError: numbers that are not finite.
         """
-        places = usable_members(pl_module) if stacked(pl_module) else (None,)
+        places = usable_members(pl_module) if is_stack(pl_module) else (None,)
         found = [self._fit_one(trainer, pl_module, place) for place in places]
         posteriors, choices, reports, self.fits = map(list, zip(*found, strict=True))
-        self._posterior = Mixture(posteriors) if stacked(pl_module) else posteriors[0]
+        self._posterior = Mixture(posteriors) if is_stack(pl_module) else posteriors[0]
         self._temperatures = [choice.temperature for choice in choices]
-        self.report = {**reports[0], "members": reports} if stacked(pl_module) else reports[0]
+        self.report = {**reports[0], "members": reports} if is_stack(pl_module) else reports[0]
 
     def _fit_one(
         self, trainer: L.Trainer, pl_module: L.LightningModule, place: int | None
@@ -253,16 +253,16 @@ class Laplace(PosteriorCallback, RemembersFit):
         key = fit_key(network.parameters, options, depends_on(trainer, pl_module, (train, validation)))
         root = Path(trainer.default_root_dir) / "laplace" if self.directory is None else Path(self.directory)
         return Task(
-            network,
-            train,
-            validation,
-            None if self.directory == MEMORY or network.model is None else root / key,
-            key,
-            initial_weights(pl_module, network, place),
-            self.dtype,
-            self.prune,
-            self.max_jacobian_bytes,
-            partial(_progress, trainer),
+            network=network,
+            train=train,
+            validation=validation,
+            folder=None if self.directory == MEMORY or network.model is None else root / key,
+            key=key,
+            initial=initial_weights(pl_module, network, place),
+            dtype=self.dtype,
+            prune=self.prune,
+            max_bytes=self.max_jacobian_bytes,
+            watch=partial(_progress, trainer),
         )
 
     def _batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[Iterable[Any], Iterable[Any] | None]:

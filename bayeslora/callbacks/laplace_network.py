@@ -61,7 +61,7 @@ def _moved(batch: Any, device: torch.device) -> Any:
     return move_data_to_device(batch, device)
 
 
-def stacked(pl_module: L.LightningModule) -> bool:
+def is_stack(pl_module: L.LightningModule) -> bool:
     """Whether members are stacked in the module."""
     return isinstance(pl_module, LoRAEnsemble)
 

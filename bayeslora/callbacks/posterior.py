@@ -22,7 +22,7 @@ from bayeslora.posteriors.state import check_same_parameters, load_posterior
 from bayeslora.streams import stream
 from bayeslora.types import GaussianPosterior, Posterior, Predictive
 
-PREDICTIONS = ("samples", "linearised")
+PREDICT_WITH = ("samples", "linearised")
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class PosteriorCallback(L.Callback):
     ) -> None:
         if samples < 1:
             raise UsageError(f"samples is {samples}; allowed: 1 or more")
-        if predict not in (None, *PREDICTIONS):
-            raise UsageError(f"predict is {predict!r}; allowed: {', '.join(PREDICTIONS)}, or none")
+        if predict not in (None, *PREDICT_WITH):
+            raise UsageError(f"predict is {predict!r}; allowed: {', '.join(PREDICT_WITH)}, or none")
         self.samples, self.predict, self.dropout, self.seed, self.logits_fn = samples, predict, dropout, seed, logits_fn
         self._path: PredictionPath | None = None
         self.served: tuple[Any, Posterior] | None = None  # how the evaluation that was last predicted, and with what
@@ -311,7 +311,7 @@ def _linearised(pl_module: L.LightningModule, posterior: Posterior, label: str) 
         raise UsageError(f"{label}'s posterior ({posterior.family}) is no Gaussian; allowed: predict samples")
     if not isinstance(pl_module, MultipleChoiceModule):
         raise UsageError(f"linearised prediction needs a module of this package, not {type(pl_module).__name__}")
-    from bayeslora.curvature.jacobian import linearised
+    from bayeslora.curvature.jacobian import linearised_predictive
 
     model = pl_module.model
     own = model.trainable()
@@ -321,6 +321,6 @@ def _linearised(pl_module: L.LightningModule, posterior: Posterior, label: str) 
         parameters = model.trainable()
         with restored_weights(parameters):
             write_weights(parameters, mean)
-            return linearised(model, batch, posterior)
+            return linearised_predictive(model, batch, posterior)
 
     return predict

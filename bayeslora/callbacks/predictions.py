@@ -15,9 +15,7 @@ from bayeslora.callbacks.collected import Collected
 from bayeslora.decisions.rule_file import FILE as RULE
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.prediction_path import LogitsFn, owners, prediction_path
-from bayeslora.types import AnswerBatch, Predictive
-
-FILE = "predictions.parquet"
+from bayeslora.types import PREDICTION_FILE, AnswerBatch, Predictive
 
 
 class Predictions(L.Callback):
@@ -67,7 +65,7 @@ class Predictions(L.Callback):
         folder = default if self.directory is None else Path(self.directory)
         if not self.overwrite and folder.is_dir() and any(folder.iterdir()):
             raise UsageError(f"{folder} already holds results; give another folder, or --overwrite to replace them")
-        self.file = folder / FILE
+        self.file = folder / PREDICTION_FILE
         self._collected = self._new()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -107,7 +105,7 @@ class Predictions(L.Callback):
         if trainer.is_global_zero:
             (self.file.parent / "metrics.json").unlink(missing_ok=True)  # they would be those of other predictions
             prediction_file.write_predictions(
-                prediction_file.Predictions(datasets, method, _seed(pl_module)), self.file
+                prediction_file.PredictionFile(datasets, method, _seed(pl_module)), self.file
             )
         trainer.strategy.barrier("predictions")
 

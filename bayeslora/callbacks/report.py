@@ -11,12 +11,13 @@ import lightning as L
 from rich.console import Console
 from rich.table import Table
 
-from bayeslora.callbacks.predictions import FILE, Predictions
+from bayeslora.callbacks.predictions import Predictions
 from bayeslora.errors import UsageError
 from bayeslora.files import write_json
 from bayeslora.metrics.evaluate import ERRORS, FLOOR_BINS, INTERVALS
 from bayeslora.results.measured import measure, rule_beside
-from bayeslora.results.terminal import fitting
+from bayeslora.results.terminal import column_groups
+from bayeslora.types import PREDICTION_FILE
 
 _SECTIONS = {
     "": {
@@ -117,7 +118,7 @@ def report(directory: Path, plots: bool = True, console: Console | None = None) 
     """
     from bayeslora.results.prediction_file import read_predictions  # pyarrow and scipy take their time to load
 
-    found = read_predictions(directory / FILE)
+    found = read_predictions(directory / PREDICTION_FILE)
     metrics = measure(found.datasets, found.method, found.seed, rule_beside(directory))
     write_json(directory / "metrics.json", metrics)
     console = console or Console()
@@ -130,7 +131,7 @@ def report(directory: Path, plots: bool = True, console: Console | None = None) 
         from bayeslora.results.plots import save_plots  # matplotlib takes its time to load
 
         saved = save_plots(found.datasets, directory)
-    for path in (directory / FILE, directory / "metrics.json", *saved):
+    for path in (directory / PREDICTION_FILE, directory / "metrics.json", *saved):
         console.print(str(path), soft_wrap=True, highlight=False)
     return Reported(metrics, saved)
 
@@ -144,7 +145,9 @@ def tables(metrics: dict[str, Any], width: int) -> list[Table]:
         metrics: The content of ``metrics.json``.
         width: Characters in a line; datasets that do not fit beside the others go to a further table.
     """
-    groups = fitting(list(metrics["datasets"]), lambda name: max(_CELL_WIDTH, len(name) + 3), width - _LABEL_WIDTH)
+    groups = column_groups(
+        list(metrics["datasets"]), lambda name: max(_CELL_WIDTH, len(name) + 3), width - _LABEL_WIDTH
+    )
     return [_table(metrics, names) for names in groups]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
 from torch import Tensor
 
 from bayeslora.callbacks.fit_data import RemembersFit, validation_batches
+from bayeslora.callbacks.fit_key import tensors_digest
 from bayeslora.errors import UsageError
 from bayeslora.files import read_record, write_record
 from bayeslora.lightning_modules.prediction_path import LogitsFn, PredictionPath, prediction_path
@@ -75,7 +75,7 @@ class Temperature(RemembersFit):
         """The temperature kept for these validation predictions, or a new fit."""
         path = prediction_path(pl_module, self.logits_fn)
         predictives, labels = self._validation(trainer, pl_module, path)
-        key = _digest(predictives, labels)
+        key = tensors_digest([(p.log_mean, y) for p, y in zip(predictives, labels, strict=True)])
         file = Path(trainer.default_root_dir) / "posterior" / "temperature.json"
         if file.exists() and (kept := read_record(file, "remove it, it is fitted again")).get("predictions") == key:
             return float(kept["temperature"])
@@ -156,12 +156,3 @@ def fit_temperature(predictives: list[Predictive], labels: list[Tensor], max_ite
 def _mean_nll(predictives: list[Predictive], labels: list[Tensor], temperature: Tensor) -> Tensor:
     losses = [p.tempered(temperature).nll(y).cpu() for p, y in zip(predictives, labels, strict=True)]
     return torch.cat(losses).mean()
-
-
-def _digest(predictives: list[Predictive], labels: list[Tensor]) -> str:
-    """Tells one set of validation predictions from another."""
-    digest = hashlib.sha256()
-    for predictive, label in zip(predictives, labels, strict=True):
-        digest.update(predictive.log_mean.detach().float().cpu().numpy().tobytes())
-        digest.update(label.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -16,7 +16,7 @@ _SHORT = {"-c": CONFIG}
 _SEED = "--seed_everything"
 
 
-def taken(args: Sequence[str], names: Collection[str]) -> tuple[dict[str, list[str]], list[str]]:
+def take_options(args: Sequence[str], names: Collection[str]) -> tuple[dict[str, list[str]], list[str]]:
     """The values of some options, in their order, and all other arguments.
 
     Args:
@@ -82,13 +82,13 @@ def configurations_first(args: Sequence[str]) -> list[str]:
     Raises:
         UsageError: a file that cannot be read as YAML.
     """
-    own, others = taken(args[1:], (CONFIG,))
+    own, others = take_options(args[1:], (CONFIG,))
     return [args[0], *configs(own[CONFIG]), *_drawn_seed(others, read_files(own[CONFIG]))]
 
 
 def _drawn_seed(args: list[str], files: Sequence[Any]) -> list[str]:
     """The same arguments with a seed in place of ``seed_everything: true``, which asks Lightning for any."""
-    seeds, others = taken(args, (_SEED,))
+    seeds, others = take_options(args, (_SEED,))
     in_files = [file[_SEED[2:]] for file in files if isinstance(file, dict) and _SEED[2:] in file]
     given = seeds[_SEED] or in_files[-1:]
     if str(given[-1] if given else None).lower() != "true":

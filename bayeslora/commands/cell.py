@@ -11,7 +11,7 @@ from bayeslora.commands.lightning import run
 from bayeslora.commands.resolved import Documents, config_options
 from bayeslora.errors import RunError, UsageError, in_one_line
 from bayeslora.grid.cells import DONE, LAST, TRAINED, Cell, training_cell
-from bayeslora.grid.environment import seen
+from bayeslora.grid.environment import environment_record
 from bayeslora.grid.specification import Grid
 
 
@@ -35,7 +35,7 @@ def run_cell(grid: Grid, cell: Cell) -> None:
         cell.adopt(documents.of(cell))
         if cell.done():
             return
-        cell.note_attempt(seen(os.environ, grid.threads))
+        cell.note_attempt(environment_record(os.environ, grid.threads))
         try:
             _attempt(grid, cell, documents)
         except Exception as error:

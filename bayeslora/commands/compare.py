@@ -17,8 +17,7 @@ from bayeslora.results.comparison.comparison import Comparison, Run
 from bayeslora.results.comparison.tables import csv_text, legend, markdown_text, rich_tables
 from bayeslora.results.measured import rule_beside
 from bayeslora.results.prediction_file import read_predictions
-
-PREDICTIONS = "predictions.parquet"
+from bayeslora.types import PREDICTION_FILE
 
 
 def compare(
@@ -86,15 +85,15 @@ def _load(source: Path | str) -> list[Run]:
     if not folder.exists() and "=" in str(source):
         name, _, rest = str(source).partition("=")
         folder = Path(rest)
-    direct = [place for place in (folder, folder / "test") if (place / PREDICTIONS).is_file()]
-    places = direct or sorted(file.parent for file in folder.rglob(f"test/{PREDICTIONS}"))
+    direct = [place for place in (folder, folder / "test") if (place / PREDICTION_FILE).is_file()]
+    places = direct or sorted(file.parent for file in folder.rglob(f"test/{PREDICTION_FILE}"))
     if not places:
-        raise UsageError(f"no {PREDICTIONS} in {folder}; give run folders that `bayeslora test` has written to")
+        raise UsageError(f"no {PREDICTION_FILE} in {folder}; give run folders that `bayeslora test` has written to")
     return [_load_one(place, name) for place in places]
 
 
 def _load_one(place: Path, name: str | None) -> Run:
-    found = read_predictions(place / PREDICTIONS)
+    found = read_predictions(place / PREDICTION_FILE)
     file = place.parent / "run.json"
     record = json.loads(file.read_text()) if file.is_file() else {}
     return Run(place, name or found.method, found.seed, dict(found.datasets), record, rule=rule_beside(place))

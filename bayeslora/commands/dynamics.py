@@ -13,7 +13,7 @@ from bayeslora.commands import parsers
 from bayeslora.errors import UsageError
 from bayeslora.files import replacing, write_json
 from bayeslora.results.dynamics import tables
-from bayeslora.results.dynamics.course import Course, followed, joined, read_course
+from bayeslora.results.dynamics.course import Course, epochs_folder, join_courses, read_course
 from bayeslora.results.dynamics.measures import RESAMPLES
 from bayeslora.types import CONTRACT_VERSION
 
@@ -76,10 +76,10 @@ def dynamics(
         UsageError: no or damaged files, runs that do not belong together, or ``out`` holds files already.
     """
     if out is None:
-        out = followed(runs[0]) / "analysis"
+        out = epochs_folder(runs[0]) / "analysis"
     if not overwrite and out.is_dir() and any(out.iterdir()):
         raise UsageError(f"{out} already holds files; give another --out, or --overwrite to replace them")
-    course = joined([read_course(run) for run in runs])
+    course = join_courses([read_course(run) for run in runs])
     found = analyse(course, resamples)
     write_json(out / f"{NAME}.json", found)
     texts = {out / f"{name}.csv": tables.csv_text(rows) for name, rows in found["tables"].items() if rows}

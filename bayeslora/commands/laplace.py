@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bayeslora.commands.arguments import CONFIG, callback, configs, taken, the_adapter
+from bayeslora.commands.arguments import CONFIG, callback, configs, take_options, the_adapter
 from bayeslora.errors import UsageError
 
 HELP = """\
@@ -52,7 +52,7 @@ def as_tests(args: list[str]) -> list[list[str]]:
     Raises:
         UsageError: no configuration, both a checkpoint and an adapter, or ``all`` of a run without checkpoints.
     """
-    own, others = taken(args, (CONFIG, "--adapter", "--ckpt_path"))
+    own, others = take_options(args, (CONFIG, "--adapter", "--ckpt_path"))
     files, adapters, checkpoints = own[CONFIG], own["--adapter"], own["--ckpt_path"]
     if not files:
         raise UsageError("bayeslora laplace needs -c CONFIG, the configuration the run was trained with")
@@ -63,7 +63,7 @@ def as_tests(args: list[str]) -> list[list[str]]:
         return [[*head, *the_adapter(adapters[-1]), *others]]
     if checkpoints[-1:] != ["all"]:
         return [[*head, *[f"--ckpt_path={checkpoint}" for checkpoint in checkpoints[-1:]], *others]]
-    root = Path((taken(others, (_ROOT,))[0][_ROOT] or ["runs/default"])[-1]).expanduser()
+    root = Path((take_options(others, (_ROOT,))[0][_ROOT] or ["runs/default"])[-1]).expanduser()
     saved = sorted((root / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
     if not saved:
         raise UsageError(f"{root} has no checkpoints; give {_ROOT}, the folder of a finished run")

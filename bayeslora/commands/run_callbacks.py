@@ -14,7 +14,7 @@ from bayeslora.callbacks.predictions import Predictions
 from bayeslora.callbacks.report import Report
 from bayeslora.commands.checkpoints import load
 from bayeslora.serving.keep import KeepForServing
-from bayeslora.signals import Stopped, stopping
+from bayeslora.signals import Stopped, current_handler
 
 
 class SaveStageConfig(SaveConfigCallback):
@@ -43,7 +43,7 @@ class SignalGate(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Signals wait no longer; one that has come since the last step ends the command here."""
         self._defer(False)
-        own = stopping()
+        own = current_handler()
         if own is not None and own.asked is not None:
             raise Stopped(own.asked, _saved(trainer))
 
@@ -58,7 +58,7 @@ class SignalGate(Callback):
     on_test_start = on_predict_start = on_sanity_check_start
 
     def _defer(self, on: bool) -> None:
-        own = stopping()
+        own = current_handler()
         if own is not None:
             own.install()
             own.deferred = on
@@ -80,7 +80,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Save where it is time to; save and stop where a signal asks for it, on all ranks at the same step."""
         super().on_train_batch_end(trainer, *args, **kwargs)
-        own = stopping()
+        own = current_handler()
         asked = 0 if own is None or own.asked is None else own.asked
         if trainer.world_size > 1:
             highest = trainer.strategy.reduce(
@@ -93,7 +93,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Stop inside a validation, which a fit that goes on from the last checkpoint repeats."""
-        own = stopping()
+        own = current_handler()
         if own is not None and own.asked is not None and trainer.world_size == 1:
             raise Stopped(own.asked, _saved(trainer))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayeslora.commands.arguments import CONFIG, callback, configs, taken, the_adapter
+from bayeslora.commands.arguments import CONFIG, callback, configs, take_options, the_adapter
 from bayeslora.errors import UsageError
 
 HELP = """\
@@ -42,7 +42,7 @@ def as_test(args: list[str]) -> list[str]:
     Raises:
         UsageError: no adapter, no configuration, or a checkpoint that would take the adapter's place.
     """
-    own, others = taken(args, (CONFIG, "--adapter", "--ckpt_path"))
+    own, others = take_options(args, (CONFIG, "--adapter", "--ckpt_path"))
     files, adapters, checkpoints = own[CONFIG], own["--adapter"], own["--ckpt_path"]
     if not adapters:
         raise UsageError("bayeslora tfb needs --adapter DIR, the folder of a peft adapter (posterior/ of a run is one)")

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from bayeslora.commands.arguments import CONFIG, taken
+from bayeslora.commands.arguments import CONFIG, take_options
 from bayeslora.errors import UsageError
 
 FLAG = "--trust-config"
@@ -81,7 +81,7 @@ def refuse_unknown_classes(config: Mapping[str, Any], source: Path, args: Sequen
 
 def _given(args: Sequence[str]) -> list[Any]:
     """The configurations that the user gave."""
-    files = [Path(file) for file in taken(args, (CONFIG,))[0][CONFIG]]
+    files = [Path(file) for file in take_options(args, (CONFIG,))[0][CONFIG]]
     return [read_config(file) for file in files if file.is_file()]
 
 

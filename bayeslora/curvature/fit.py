@@ -30,10 +30,10 @@ from bayeslora.posteriors.laplace.grams import (
     Grams,
     columns_of,
     contrasts_of,
+    from_tensors,
     gram_matrices,
-    padded,
-    restored,
-    stored,
+    pad_rows,
+    to_tensors,
 )
 from bayeslora.posteriors.laplace.refitted import RefittedSpace
 from bayeslora.posteriors.laplace.selection import Validation
@@ -55,7 +55,7 @@ FORMAT = 2  # of the stages in a fit's folder
 Watch = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Task:
     """What a structure is fitted to.
 
@@ -206,7 +206,7 @@ def load_full(folder: Path) -> Fit:
     mean, initial = parameters_of("mean", state), parameters_of("initial", state)
     mean = {name: mean[name] for name in record["names"]}
     cells = list(dict.fromkeys(cells_of(mean).values()))
-    grams = restored(cells, load_checked(folder / _GRAMS, record["key"]))
+    grams = from_tensors(cells, load_checked(folder / _GRAMS, record["key"]))
     train, validation = (DiskShards(folder / split, record["key"]) for split in ("train", "validation"))
     dtype = getattr(torch, record["dtype"].removeprefix("torch."))
     return _full(mean, initial or None, grams, (train, validation), record["figures"], record["max_bytes"], dtype)
@@ -253,12 +253,12 @@ def _grams(task: Task, train: Shards, validation: Shards | None, cell_of: Mappin
     file = None if task.folder is None else task.folder / _GRAMS
     cells = list(dict.fromkeys(cell_of[name] for name in sizes))
     if file is not None and file.exists():
-        return restored(cells, load_checked(file, task.key))
+        return from_tensors(cells, load_checked(file, task.key))
     known = [centre for centre in CENTRES if centre != "initial" or task.initial is not None]
     centres = {centre: distances(task.mean, task.initial, centre) for centre in known}
     grams = gram_matrices(train, validation, sizes, cell_of, centres, task.device)
     if file is not None:
-        save_checked(file, stored(grams), task.key)
+        save_checked(file, to_tensors(grams), task.key)
     return grams
 
 
@@ -300,7 +300,7 @@ def _jacobians(shards: Shards | None, shapes: Mapping[str, tuple[int, ...]]) -> 
         for index, logits in enumerate(shards.stacked("logits")):
             own = present[start : start + len(logits)]
             start += len(logits)
-            rows = padded(shards.read(index, ROWS).float(), own)
+            rows = pad_rows(shards.read(index, ROWS).float(), own)
             yield {n: rows[..., columns[n]].reshape(*own.shape, *shape) for n, shape in shapes.items()}
 
 

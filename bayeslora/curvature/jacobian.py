@@ -138,7 +138,7 @@ def contrast_gradients(
     return logits.detach()
 
 
-def linearised(
+def linearised_predictive(
     model: AnswerModel, batch: AnswerBatch, posterior: GaussianPosterior, dtype: torch.dtype = torch.float32
 ) -> Predictive:
     r"""The prediction of the model linearised in its weights: Gaussian logits, without sampling.

@@ -30,7 +30,7 @@ def link(name: str, samples: int, seed: int) -> Link:
     links: dict[str, Link] = {
         "linearised": Predictive.from_gaussian,
         "probit": probit,
-        "mc": partial(drawn, samples, seed),
+        "mc": partial(monte_carlo, samples, seed),
     }
     return links[name]
 
@@ -78,7 +78,7 @@ class Probit(Predictive):
         return Probit(plain.log_probs, plain.weights, plain.logits, law=law)
 
 
-def drawn(samples: int, seed: int, mean: Tensor, covariance: Tensor) -> Predictive:
+def monte_carlo(samples: int, seed: int, mean: Tensor, covariance: Tensor) -> Predictive:
     """``samples`` joint draws of the logits as members, the same standard normal numbers for all questions of C."""
 
     def nodes(dimension: int) -> tuple[Tensor, Tensor]:

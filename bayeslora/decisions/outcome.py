@@ -47,7 +47,7 @@ class Outcome:
         return "broken" if self.interval[0] > self.promised else "unclear"
 
 
-def answered(rule: DecisionRule, answers: Answers) -> dict[float, Outcome]:
+def count_answered(rule: DecisionRule, answers: Answers) -> dict[float, Outcome]:
     """For each risk of the rule, how many of the labelled questions its threshold answers and how many wrongly."""
     measured = decision_scores(answers)
     wrong = ~scores.correct(answers.probs, answers.label)
@@ -79,7 +79,7 @@ def decision_numbers(rule: DecisionRule, answers: Answers) -> dict[str, float]:
     ``set_lac_missed`` (fraction of the sets without the right option).
     """
     found: dict[str, float] = {}
-    for risk, outcome in answered(rule, answers).items():
+    for risk, outcome in count_answered(rule, answers).items():
         name = f"answered_{100 * risk:g}"
         found[name] = outcome.total / len(answers)
         if outcome.rate is not None:
@@ -92,6 +92,6 @@ def decision_numbers(rule: DecisionRule, answers: Answers) -> dict[str, float]:
 
 def decision_intervals(rule: DecisionRule, answers: Answers) -> dict[str, list[float]]:
     """Exact 95 % intervals of the errors and of the shares of missing options, by the same names."""
-    errors = {f"answered_{100 * risk:g}_error": o for risk, o in answered(rule, answers).items() if o.total}
+    errors = {f"answered_{100 * risk:g}_error": o for risk, o in count_answered(rule, answers).items() if o.total}
     missed = {f"set_{method}_missed": o for method, (o, _) in set_outcomes(rule, answers).items()}
     return {name: list(outcome.interval) for name, outcome in (errors | missed).items()}

@@ -49,7 +49,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def seen(environment: Mapping[str, str], threads: int) -> dict[str, Any]:
+def environment_record(environment: Mapping[str, str], threads: int) -> dict[str, Any]:
     """What a cell saw, for its run folder."""
     return {"host": platform.node(), "devices": environment.get(DEVICES), "threads": threads}
 

@@ -99,7 +99,7 @@ def verdict(field: str) -> str | None:
     return "refused" if field in _REFUSED else _VERDICTS.get(field)
 
 
-def counted(config: Mapping[str, Any]) -> dict[str, Any]:
+def counting_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a resolved configuration that count, by name, as plain values.
 
     Args:

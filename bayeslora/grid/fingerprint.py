@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from bayeslora.grid.fields import counted
+from bayeslora.grid.fields import counting_fields
 
 # Raised by hand where a mend changes results, so that no table mixes those of before with those of after: of all
 # methods ("") or of one class.
@@ -20,14 +20,14 @@ def document(
     """What a cell's results depend on.
 
     Args:
-        config: Its resolved configuration, see :func:`~bayeslora.grid.fields.counted`.
+        config: Its resolved configuration, see :func:`~bayeslora.grid.fields.counting_fields`.
         reads: What it reads, by content: base, tokenizer, adapter, questions.
         seed: Its seed.
         threads: Its CPU threads.
         training: Fingerprint of the cell whose training it uses; None where it trains itself.
         checkpoint: Which checkpoint it tests.
     """
-    fields = counted(config)
+    fields = counting_fields(config)
     names = {str(value).rpartition(".")[2] for key, value in fields.items() if key.endswith("class_path")}
     names |= {entry[0].rpartition(".")[2] for entry in fields.get("trainer.callbacks") or []}
     return {

@@ -14,7 +14,7 @@ from torch import Tensor
 from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.lightning_modules.grad_scaler import one_update
 from bayeslora.lightning_modules.variational import VariationalModule
-from bayeslora.models.blob import FACTORS, ROOT, add_spread, perturbed, squares
+from bayeslora.models.blob import FACTORS, ROOT, add_spread, draw_perturbations, squares
 from bayeslora.models.in_place import write_weights
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.posteriors.mean_field import MeanField, normal_kl
@@ -137,7 +137,7 @@ class BLoBModule(VariationalModule):
         """One draw of the weights, by flipout, that belongs to this micro-batch of this run."""
         plain = super().training_noise()
         assert plain.draws is not None
-        return perturbed(squares(self._roots), plain.draws, plain.seed)
+        return draw_perturbations(squares(self._roots), plain.draws, plain.seed)
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch; with two optimisers, both of their steps."""
@@ -196,5 +196,5 @@ class BLoBModule(VariationalModule):
         if self.samples and self.predict == "flipout":
             std = {name: value.detach() for name, value in self.std().items()}
             draws = torch.arange(self.samples, device="cpu")
-            return replace(perturbed(std, draws, stream(self.seed, "test")), dropout=False)
+            return replace(draw_perturbations(std, draws, stream(self.seed, "test")), dropout=False)
         return super().test_samples()

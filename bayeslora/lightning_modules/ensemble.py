@@ -21,7 +21,7 @@ from bayeslora.lightning_modules.step_share import StepShare, shares
 from bayeslora.models.answer_model import Vocabulary
 from bayeslora.models.in_place import write_weights
 from bayeslora.models.loading import Backbone, LoRA, initialise
-from bayeslora.models.members import backpropagated, gradient_norms, product_norms, rows_of, stack_members
+from bayeslora.models.members import backpropagate, gradient_norms, product_norms, rows_of, stack_members
 from bayeslora.posteriors.members.store import MemberStore
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.point import Point
@@ -218,7 +218,7 @@ class LoRAEnsemble(MultipleChoiceModule):
         own = shares(self.trainer, batch_idx)
         self._shares = own if len(own) == len(batches) else own[:1] * len(batches)
         losses = [partial(self._loss_of, places, batches) for places in self._passes(batches)]
-        loss = losses[0]() if len(losses) == 1 else backpropagated(losses, list(self.trainable().values()))
+        loss = losses[0]() if len(losses) == 1 else backpropagate(losses, list(self.trainable().values()))
         self._micro_step += 1
         mean = loss.detach() / max(1, len(self.active_members()))
         self.log("train/loss", mean, prog_bar=bar_is_shown(self._trainer), batch_size=len(batches[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bayeslora.curvature.jacobian import linearised
+from bayeslora.curvature.jacobian import linearised_predictive
 from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.sample_bank import draw_bank, weight_samples
@@ -126,7 +126,7 @@ class GaussianModule(MultipleChoiceModule):
     def predictive(self, batch: AnswerBatch) -> Predictive:
         """The mean, or S samples, or the law of the logits of the linearised model."""
         if self.predict == "linearised" and self.samples:
-            return linearised(self.model, batch, self._law or self.posterior())
+            return linearised_predictive(self.model, batch, self._law or self.posterior())
         return super().predictive(batch)
 
 

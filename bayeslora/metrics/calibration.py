@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from bayeslora.metrics import scores
 from bayeslora.metrics.bins import bin_index, bin_sums, ece_floor
 from bayeslora.metrics.ranking import cat_state
-from bayeslora.metrics.selective import Selective, untied
+from bayeslora.metrics.selective import Selective, average_ties
 
 
 class ECE(Metric):
@@ -108,7 +108,7 @@ class AdaptiveECE(Selective):
     def compute(self) -> Tensor:
         """The error over all questions seen."""
         confidence, correct = self.gathered()
-        gaps = untied(confidence, correct.double() - confidence)
+        gaps = average_ties(confidence, correct.double() - confidence)
         return torch.stack([part.sum().abs() for part in gaps.tensor_split(self.n_bins)]).sum() / len(gaps)
 
 

@@ -10,7 +10,7 @@ from bayeslora.metrics import scores
 from bayeslora.metrics.ranking import Ranking
 
 
-def untied(order: Tensor, values: Tensor) -> Tensor:
+def average_ties(order: Tensor, values: Tensor) -> Tensor:
     """Values in the order of descending ``order``, each replaced by the mean of those it ties with.
 
     Questions of equal confidence cannot be told apart; their mean is what any order among them gives on average, so
@@ -29,13 +29,13 @@ def risk_curve(confidence: Tensor, correct: Tensor) -> Tensor:
     r"""Error rate among the k most confident answers, for k = 1 .. N (Geifman & El-Yaniv 2017).
 
     Args:
-        confidence: Confidence in each answer ``[N]``, on any scale; ties as in :func:`untied`.
+        confidence: Confidence in each answer ``[N]``, on any scale; ties as in :func:`average_ties`.
         correct: Whether the answer is right, bool ``[N]``.
 
     Returns:
         Risks ``[N]``, float64; the coverage of the k-th is k/N.
     """
-    wrong = untied(confidence, ~correct.bool())
+    wrong = average_ties(confidence, ~correct.bool())
     return wrong.cumsum(0) / torch.arange(1, len(wrong) + 1, device=confidence.device)
 
 

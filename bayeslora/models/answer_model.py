@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bayeslora.errors import UsageError
 from bayeslora.models.fan_out import FanOut, fitting_chunk, tail_state
 from bayeslora.models.masks import causal_mask, finish_encoder_mask
-from bayeslora.models.members import joined, joined_state
+from bayeslora.models.members import join_batches, joined_state
 from bayeslora.models.sites import ADAPTER, SiteContext, plain_name
 from bayeslora.types import AnswerBatch, AnswerOutput, Samples, WholeLabels
 
@@ -150,7 +150,7 @@ class AnswerModel(nn.Module):
             Logits ``[S, B, C]``, C the largest option count of any batch.
         """
         left = self.readout == "label_token"
-        batch = joined(batches, left, getattr(self.network.config, "pad_token_id", None) or 0)
+        batch = join_batches(batches, left, getattr(self.network.config, "pad_token_id", None) or 0)
         with self.fan_out.apart(joined_state(batch, samples)):
             return _unfold(self._read(batch, vocabulary), len(batches))
 

@@ -43,7 +43,7 @@ def add_spread(model: AnswerModel, factors: str, largest: float, seed: int) -> d
     return roots
 
 
-def perturbed(std: dict[str, Tensor], draws: Tensor, seed: int) -> Samples:
+def draw_perturbations(std: dict[str, Tensor], draws: Tensor, seed: int) -> Samples:
     r"""S draws of :math:`\Omega \circ \epsilon`, to be added by flipout.
 
     Args:

@@ -102,17 +102,17 @@ def site_state(batch: AnswerBatch, samples: Samples | None) -> SiteState:
         return SiteState(mask=mask)
     groups = len(samples)
     if samples.draws is None:
-        return SiteState(groups, samples.weights, mask=mask)
+        return SiteState(groups=groups, weights=samples.weights, mask=mask)
     positions = torch.ones_like(mask) if samples.coherent else noise_positions(batch)
     return SiteState(
-        groups,
-        samples.weights,
-        row_keys(batch, samples),
-        positions.repeat(groups, 1),
-        samples.perturbations,
-        samples.coherent,
-        mask,
-        samples.dropout,
+        groups=groups,
+        weights=samples.weights,
+        keys=row_keys(batch, samples),
+        positions=positions.repeat(groups, 1),
+        perturbations=samples.perturbations,
+        coherent=samples.coherent,
+        mask=mask,
+        dropout=samples.dropout,
     )
 
 

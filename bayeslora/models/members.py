@@ -51,7 +51,7 @@ def as_member(network: nn.Module, place: int) -> Iterator[None]:
             setattr(module, kind, own)
 
 
-def joined(batches: Sequence[AnswerBatch], left: bool, pad_id: int) -> AnswerBatch:
+def join_batches(batches: Sequence[AnswerBatch], left: bool, pad_id: int) -> AnswerBatch:
     """S batches of B questions as one of S * B, the rows and questions of the first batch first.
 
     Args:
@@ -129,7 +129,14 @@ def joined_state(batch: AnswerBatch, samples: Samples) -> SiteState:
         every, own = row_keys(batch, samples), torch.arange(len(samples), device=batch.input_ids.device)
         keys = every.view(len(samples), len(samples), -1)[own, own].flatten()  # sample s of batch s, of all pairs
         positions = noise_positions(batch)
-    return SiteState(len(samples), samples.weights, keys, positions, samples.perturbations, mask=batch.prompt_mask)
+    return SiteState(
+        groups=len(samples),
+        weights=samples.weights,
+        keys=keys,
+        positions=positions,
+        perturbations=samples.perturbations,
+        mask=batch.prompt_mask,
+    )
 
 
 def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
@@ -156,7 +163,7 @@ def product_norms(parameters: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(norms).sum(0)
 
 
-def backpropagated(losses: Sequence[Callable[[], Tensor]], parameters: Sequence[Tensor]) -> Tensor:
+def backpropagate(losses: Sequence[Callable[[], Tensor]], parameters: Sequence[Tensor]) -> Tensor:
     """The sum of some losses, whose gradients are computed one loss after another, so that one graph is held at a time.
 
     Args:

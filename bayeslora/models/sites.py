@@ -24,7 +24,7 @@ _LAYER = re.compile(r".*?\.\d+(?=\.)")
 _SIGNS = 1 << 24  # tells the streams of signs from those of dropout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SiteState:
     """What the rows that reach the sites are.
 

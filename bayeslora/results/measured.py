@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bayeslora.decisions.outcome import answered, decision_intervals, decision_numbers
+from bayeslora.decisions.outcome import count_answered, decision_intervals, decision_numbers
 from bayeslora.decisions.rule import DecisionRule, describe
 from bayeslora.decisions.rule_file import FILE, load_rule
 from bayeslora.metrics.answers import Answers
@@ -54,7 +54,7 @@ def measure(
 
 def _verdicts(rule: DecisionRule, answers: Answers, promised: bool) -> dict[str, Any]:
     found = {}
-    for risk, outcome in answered(rule, answers).items():
+    for risk, outcome in count_answered(rule, answers).items():
         verdict = outcome.verdict if promised else f"void, {outcome.verdict}"
         found[f"{100 * risk:g}"] = {**asdict(outcome), "interval_95": list(outcome.interval), "verdict": verdict}
     return found

@@ -54,7 +54,7 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Predictions:
+class PredictionFile:
     """What one run predicted.
 
     Attributes:
@@ -68,7 +68,7 @@ class Predictions:
     seed: int | None = None
 
 
-def write_predictions(predictions: Predictions, path: Path) -> None:
+def write_predictions(predictions: PredictionFile, path: Path) -> None:
     """Write ``predictions.parquet``, whole or not at all."""
     table = pa.concat_tables([_table(name, answers) for name, answers in predictions.datasets.items()])
     header = {
@@ -81,7 +81,7 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
         pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(header)}), temporary, compression="zstd")
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path) -> PredictionFile:
     """Read and check ``predictions.parquet``.
 
     Raises:
@@ -104,7 +104,7 @@ def read_predictions(path: Path) -> Predictions:
         _check_values(datasets[name], where)
     if sum(header["examples"].values()) != len(table):
         raise UsageError(f"{path}: datasets other than {', '.join(datasets)} have been added")
-    return Predictions(datasets, header["method"], header["seed"])
+    return PredictionFile(datasets, header["method"], header["seed"])
 
 
 def _table(name: str, answers: Answers) -> pa.Table:

@@ -6,7 +6,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def fitting(columns: Sequence[Item], width: Callable[[Item], int], room: int) -> Iterator[list[Item]]:
+def column_groups(columns: Sequence[Item], width: Callable[[Item], int], room: int) -> Iterator[list[Item]]:
     """The columns in their order, in groups as large as fit side by side.
 
     Args:

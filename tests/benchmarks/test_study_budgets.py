@@ -12,7 +12,7 @@ import torch
 from scipy.stats import spearmanr
 
 from bayeslora.metrics import Answers
-from bayeslora.results.prediction_file import Predictions, write_predictions
+from bayeslora.results.prediction_file import PredictionFile, write_predictions
 from bayeslora.types import Predictive
 
 SETS = ("synthetic", "synthetic:shifted", "synthetic:ood")
@@ -46,7 +46,7 @@ def studies(tmp_path: Path) -> list[Path]:
             for seed in range(3):
                 folder = tmp_path / str(labels) / row / f"seed-{seed}"
                 datasets = {name: answers(place, labels + seed, noise) for place, name in enumerate(SETS)}
-                write_predictions(Predictions(datasets, row, seed), folder / "test" / "predictions.parquet")
+                write_predictions(PredictionFile(datasets, row, seed), folder / "test" / "predictions.parquet")
                 cost = {"labels": labels, "train_seconds": 10.0 + seed, "predict_seconds": 2.0}
                 (folder / "run.json").write_text(json.dumps(cost))
     return [tmp_path / "50", tmp_path / "500"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bayeslora.callbacks.laplace import Laplace
 from bayeslora.callbacks.laplace_network import network_of
 from bayeslora.curvature.linear_jacobian import linear_jacobian
-from bayeslora.curvature.link import drawn, probit
+from bayeslora.curvature.link import monte_carlo, probit
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.prediction_path import owners
 from bayeslora.types import Predictive
@@ -128,7 +128,7 @@ def test_draws_approach_the_integral_and_probit_does_not_depend_on_the_first_opt
     mean, root = torch.tensor([[0.5, -1.0]]).double(), torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
     cov = (root @ root.T)[None].double()
     exactly = Predictive.from_gaussian(mean, cov).probs
-    torch.testing.assert_close(drawn(200_000, 0, mean, cov).probs, exactly, atol=3e-3, rtol=0)
+    torch.testing.assert_close(monte_carlo(200_000, 0, mean, cov).probs, exactly, atol=3e-3, rtol=0)
     swap = torch.tensor([[-1.0, 0.0], [-1.0, 1.0]]).double()  # contrasts with the second option in place of the first
     swapped = probit(mean @ swap.T, swap @ cov @ swap.T).probs[:, [1, 0, 2]]
     torch.testing.assert_close(probit(mean, cov).probs, swapped, atol=1e-12, rtol=0)

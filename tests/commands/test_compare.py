@@ -19,7 +19,7 @@ from bayeslora.decisions.rule_file import save_rule
 from bayeslora.errors import UsageError
 from bayeslora.metrics import Answers
 from bayeslora.results.comparison.comparison import Comparison
-from bayeslora.results.prediction_file import Predictions, read_predictions, write_predictions
+from bayeslora.results.prediction_file import PredictionFile, read_predictions, write_predictions
 from bayeslora.types import Predictive
 
 SETS = {"test": 150, "ood:far": 60}
@@ -37,7 +37,7 @@ def answers(n: int, noise: float, seed: int, members: int = 2) -> Answers:
 
 def write_run(folder: Path, method: str, seed: int | None, noise: float, **record: object) -> Path:
     datasets = {name: answers(n, noise * (1 + 3 * (name != "test")), seed or 0) for name, n in SETS.items()}
-    write_predictions(Predictions(datasets, method, seed), folder / "test" / "predictions.parquet")
+    write_predictions(PredictionFile(datasets, method, seed), folder / "test" / "predictions.parquet")
     if record:
         (folder / "run.json").write_text(json.dumps(record))
     return folder
@@ -138,7 +138,7 @@ def test_plots_are_saved(runs: list[Path], tmp_path: Path) -> None:
 
 def test_expectations_take_the_place_of_noisy_scores(tmp_path: Path) -> None:
     made = {"test": replace(answers(50, 1.0, 0), true_probs=answers(50, 0.0, 0).probs)}
-    write_predictions(Predictions(made, "mle", 0), tmp_path / "run" / "test" / "predictions.parquet")
+    write_predictions(PredictionFile(made, "mle", 0), tmp_path / "run" / "test" / "predictions.parquet")
     console = quiet()
     comparison = compare([tmp_path / "run"], console=console)
     text = console.file.getvalue()
@@ -183,10 +183,10 @@ def test_the_command_finds_runs_in_a_folder_and_takes_names(runs: list[Path], tm
 def test_what_cannot_be_compared_is_refused_in_one_line(runs: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "other"
     made = answers(SETS["test"], 1.0, 0)
-    write_predictions(Predictions({"test": made}, "mle", 5), other / "test" / "predictions.parquet")
+    write_predictions(PredictionFile({"test": made}, "mle", 5), other / "test" / "predictions.parquet")
     renamed = {name: answers(n, 1.0, 0) for name, n in SETS.items()}
     renamed["test"] = replace(renamed["test"], example_id=[f"p{i}" for i in range(SETS["test"])])
-    write_predictions(Predictions(renamed, "mle", 6), tmp_path / "renamed" / "predictions.parquet")
+    write_predictions(PredictionFile(renamed, "mle", 6), tmp_path / "renamed" / "predictions.parquet")
     twin = write_run(tmp_path / "twin", "mle", 0, 2.0)
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from bayeslora.curvature.jacobian import contrast_jacobian, linearised
+from bayeslora.curvature.jacobian import contrast_jacobian, linearised_predictive
 from bayeslora.errors import UsageError
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model
 from bayeslora.types import Predictive, Samples
@@ -182,7 +182,7 @@ class Independent:
 
 def test_linearised_prediction_without_variance_is_the_softmax(llama: str) -> None:
     model, batch = trained(llama), label_token_batch([5, 9, 7], [4, 3, 5])
-    predictive = linearised(model, batch, Independent(model.trainable(), 0.0))
+    predictive = linearised_predictive(model, batch, Independent(model.trainable(), 0.0))
     logits = model(batch).logits.detach()
     torch.testing.assert_close(predictive.probs, logits.double().softmax(-1), atol=1e-6, rtol=1e-6)
     assert predictive.gaussian.mean.isinf().equal(~batch.answer_mask[:, 1:])
@@ -192,7 +192,7 @@ def test_linearised_prediction_without_variance_is_the_softmax(llama: str) -> No
 def test_linearised_prediction_agrees_with_sampled_weights_of_small_variance(llama: str) -> None:
     model, batch = trained(llama), label_token_batch([5, 9, 7], [4, 3, 5])
     posterior = Independent(model.trainable(), 1e-5)
-    law = linearised(model, batch, posterior).gaussian
+    law = linearised_predictive(model, batch, posterior).gaussian
     n = 2000
     with torch.no_grad():
         samples = Samples(posterior.sample(n, torch.Generator().manual_seed(0)))
@@ -203,5 +203,5 @@ def test_linearised_prediction_agrees_with_sampled_weights_of_small_variance(lla
         error = (spread[:, None] * spread + law.cov[b].double().square()).div(n).sqrt()  # of a normal law's covariance
         assert ((contrasts[:, b].T.cov() - law.cov[b]).abs() <= 5 * error + 0.02 * law.cov[b].abs().max()).all()
     sampled = Predictive.from_logits(logits)
-    torch.testing.assert_close(linearised(model, batch, posterior).probs, sampled.probs, atol=2e-3, rtol=0)
+    torch.testing.assert_close(linearised_predictive(model, batch, posterior).probs, sampled.probs, atol=2e-3, rtol=0)
     assert (law.cov.diagonal(dim1=1, dim2=2)[batch.answer_mask[:, 1:]] > 0).all()

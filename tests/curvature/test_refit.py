@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.curvature.fit import fit_full, load_full
-from bayeslora.curvature.jacobian import contrast_jacobian, linearised
+from bayeslora.curvature.jacobian import contrast_jacobian, linearised_predictive
 from bayeslora.errors import UsageError
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.posteriors.laplace.fit import Prior
@@ -79,7 +79,7 @@ def test_shift_covariance_and_prediction_are_those_of_the_weights(model: AnswerM
     assert posterior.shift is not None
     torch.testing.assert_close(flat({n: posterior.shift[n] for n in model.trainable()}), v, atol=1e-6, rtol=1e-5)
     jacobian = rows(model, TEST)[1]
-    law = linearised(model, TEST, posterior, torch.float64).gaussian
+    law = linearised_predictive(model, TEST, posterior, torch.float64).gaussian
     assert law is not None
     expected = torch.einsum("ncp,pq,ndq->ncd", jacobian, covariance, jacobian)
     torch.testing.assert_close(law.cov, expected, atol=1e-9 * expected.abs().max().item(), rtol=1e-8)
@@ -92,7 +92,7 @@ def test_shift_covariance_and_prediction_are_those_of_the_weights(model: AnswerM
     assert report["log_likelihood"] == pytest.approx(likelihood_at(known(model), v).item(), abs=1e-8)
     assert report["log_likelihood_trained"] == pytest.approx(likelihood_at(known(model), 0 * v).item(), abs=1e-8)
     assert choice.notes["validation_nll"] == pytest.approx(
-        linearised(model, TEST, posterior, torch.float64).nll(TEST.label).mean().item(), abs=1e-6
+        linearised_predictive(model, TEST, posterior, torch.float64).nll(TEST.label).mean().item(), abs=1e-6
     )
 
 

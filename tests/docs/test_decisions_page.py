@@ -9,7 +9,7 @@ import torch
 
 from bayeslora.decisions.selective_risk import fewest
 from bayeslora.metrics import Answers
-from bayeslora.results.prediction_file import Predictions, write_predictions
+from bayeslora.results.prediction_file import PredictionFile, write_predictions
 from bayeslora.types import Predictive
 
 PAGE = (Path(__file__).parents[2] / "docs" / "decisions.md").read_text()
@@ -24,8 +24,8 @@ def answers(n: int, seed: int) -> Answers:
 
 def test_its_code_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = {"validation": answers(100, 0), "calibration": answers(300, 1)}
-    write_predictions(Predictions(parts, "mle"), tmp_path / "posterior" / "calibration.parquet")
-    write_predictions(Predictions({"synthetic": answers(50, 2)}, "mle"), tmp_path / "test" / "predictions.parquet")
+    write_predictions(PredictionFile(parts, "mle"), tmp_path / "posterior" / "calibration.parquet")
+    write_predictions(PredictionFile({"synthetic": answers(50, 2)}, "mle"), tmp_path / "test" / "predictions.parquet")
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert blocks
     for block in blocks:

@@ -14,7 +14,7 @@ import bayeslora.datamodules
 import bayeslora.lightning_modules
 from bayeslora.commands.resolved import resolve
 from bayeslora.errors import UsageError
-from bayeslora.grid.fields import counted, verdict
+from bayeslora.grid.fields import counting_fields, verdict
 from bayeslora.grid.fingerprint import document, fingerprint
 from bayeslora.grid.specification import Part
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
@@ -133,4 +133,4 @@ def test_seed_threads_training_and_what_is_read_count(config: dict[str, Any]) ->
         ({}, 0, 1, None, "best"),
     ]
     assert len({fingerprint(document(config, *arguments)) for arguments in given}) == len(given)
-    assert counted(config)["trainer.callbacks"][0][0] == "bayeslora.Laplace"
+    assert counting_fields(config)["trainer.callbacks"][0][0] == "bayeslora.Laplace"

@@ -34,7 +34,8 @@ def batches(**options: Any) -> list[AnswerBatch]:
 
 def task(model: AnswerModel, train: Any, validation: Any = None, folder: Path | None = None, **options: Any) -> Task:
     """A fit in float64 with everything kept."""
-    return Task(network(model), train, validation, folder, "key", **({"dtype": torch.float64} | options))
+    options = {"dtype": torch.float64} | options
+    return Task(network=network(model), train=train, validation=validation, folder=folder, key="key", **options)
 
 
 def rows(model: AnswerModel, batch: AnswerBatch) -> tuple[Tensor, Tensor]:

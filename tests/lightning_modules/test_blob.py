@@ -11,7 +11,7 @@ from bayeslora import SWAG, Backbone, LoRA, LoRAModule, UsageError
 from bayeslora.callbacks.run_folder import RunFolder
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.blob import BLoBModule
-from bayeslora.models.blob import perturbed
+from bayeslora.models.blob import draw_perturbations
 from bayeslora.posteriors.state import load_posterior
 from tests.helpers.runs import assert_equal, questions, trainer
 
@@ -74,8 +74,8 @@ def test_divergence_is_the_posteriors() -> None:
 
 def test_perturbations_are_a_function_of_the_draw_with_the_posteriors_spread() -> None:
     std = {"a": torch.tensor([[0.1, 0.2]]), "b": torch.tensor([[0.3]])}
-    many = perturbed(std, torch.arange(4000), seed=3)
-    again = perturbed(std, torch.tensor([7]), seed=3)
+    many = draw_perturbations(std, torch.arange(4000), seed=3)
+    again = draw_perturbations(std, torch.tensor([7]), seed=3)
     for name, value in std.items():
         assert torch.equal(many.perturbations[name][7], again.perturbations[name][0])
         torch.testing.assert_close(many.perturbations[name].std(0), value, rtol=0.05, atol=0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bayeslora.models.blob import perturbed
+from bayeslora.models.blob import draw_perturbations
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model
 from bayeslora.models.noise import Tokens, positions_from_last, signs
 from bayeslora.models.sites import SiteContext, SiteLinear, SiteState
@@ -39,7 +39,7 @@ def test_noise_of_a_token_has_the_weights_own_covariance(rows: int) -> None:
     noise = std * torch.randn(draws, rank, width).double()
     keys = torch.arange(draws * rows) * 48271 + 11
     positions = torch.tensor([[2, 1]] if rows == 1 else [[1], [1]]).repeat(draws, 1)
-    state = SiteState(draws, {}, keys, positions, {"site.weight": noise})
+    state = SiteState(groups=draws, keys=keys, positions=positions, perturbations={"site.weight": noise})
     with linear.context.using(state):
         y = scale * linear(x.view(rows, -1, width).repeat(draws, 1, 1)).view(draws, 2, rank) @ up.T
     assert y.mean(0).abs().max() < 0.05
@@ -58,7 +58,9 @@ def test_signs_arrive_and_leave() -> None:
     positions = torch.arange(1, tokens + 1)[None]
     for width, rank in ((2, 1), (1, 2)):
         linear = site(torch.zeros(rank, width))
-        state = SiteState(1, {}, torch.tensor([5]), positions, {"site.weight": torch.ones(1, rank, width)})
+        state = SiteState(
+            keys=torch.tensor([5]), positions=positions, perturbations={"site.weight": torch.ones(1, rank, width)}
+        )
         with linear.context.using(state):
             y = linear(torch.ones(1, tokens, width))[0]
         same = y.abs()[:, 0] == 2 if width == 2 else y[:, 0] == y[:, 1]
@@ -78,8 +80,8 @@ def test_bound_of_a_linear_regression_is_stationary_where_theory_says() -> None:
     def slopes(std: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the expected negative log-likelihood, and of the divergence."""
         std.requires_grad_()
-        noise = perturbed({"site.weight": std}, ids, seed=3).perturbations
-        with linear.context.using(SiteState(draws, {}, keys, positions, noise)):
+        noise = draw_perturbations({"site.weight": std}, ids, seed=3).perturbations
+        with linear.context.using(SiteState(groups=draws, keys=keys, positions=positions, perturbations=noise)):
             y = scale * linear(x.repeat(draws, 1)[:, None])[:, 0] @ up.T
         nll = (y.view(draws, questions, out) - target).square().sum() / (2 * tau**2 * draws)
         kl = normal_kl(mean, std, prior).sum()
@@ -94,7 +96,10 @@ def test_bound_of_a_linear_regression_is_stationary_where_theory_says() -> None:
 def test_rows_of_a_head_meet_the_same_signs() -> None:
     linear, rows = site(torch.randn(40, 6)), torch.tensor([3, 33, 7])
     state = SiteState(
-        2, {}, torch.tensor([5, 6]), torch.ones(2, 9, dtype=torch.long), {"site.weight": torch.randn(2, 40, 6)}
+        groups=2,
+        keys=torch.tensor([5, 6]),
+        positions=torch.ones(2, 9, dtype=torch.long),
+        perturbations={"site.weight": torch.randn(2, 40, 6)},
     )
     with linear.context.using(state):
         x = torch.randn(2, 6)

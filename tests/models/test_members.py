@@ -7,7 +7,7 @@ import torch
 
 from bayeslora import Backbone, LoRA, LoRAEnsemble, Samples
 from bayeslora.models.loading import load_answer_model
-from bayeslora.models.members import backpropagated, product_norms
+from bayeslora.models.members import backpropagate, product_norms
 from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import save_posterior
 from tests.helpers.batches import label_token_batch, option_row_batch
@@ -48,7 +48,7 @@ def test_product_norms_are_those_of_the_products() -> None:
 def test_backpropagated_losses_give_the_gradient_of_their_sum() -> None:
     one, two = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
     losses = [lambda: one.square().sum(), lambda: (one * two).sum()]
-    loss = backpropagated(losses, [one, two])
+    loss = backpropagate(losses, [one, two])
     (loss / 2).backward()
     assert loss.item() == 14
     assert one.grad.tolist() == [2.5, 3.5]

@@ -11,7 +11,7 @@ import torch
 
 from bayeslora.errors import UsageError
 from bayeslora.metrics.answers import UNKNOWN, Answers
-from bayeslora.results.prediction_file import Predictions, read_predictions, write_predictions
+from bayeslora.results.prediction_file import PredictionFile, read_predictions, write_predictions
 from bayeslora.types import Predictive
 
 ABSENT = -torch.inf
@@ -56,7 +56,7 @@ def with_column(name: str, function):
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "test" / "predictions.parquet"
-    write_predictions(Predictions({"id": members(), "other": members(7, seed=1)}, "ensemble", 3), path)
+    write_predictions(PredictionFile({"id": members(), "other": members(7, seed=1)}, "ensemble", 3), path)
     return path
 
 
@@ -74,7 +74,7 @@ def test_what_is_written_is_read(path: Path) -> None:
 def test_gaussians_and_members_each_leave_the_other_columns_null(tmp_path: Path) -> None:
     path = tmp_path / "predictions.parquet"
     want = gaussian()
-    write_predictions(Predictions({"id": want}, "laplace"), path)
+    write_predictions(PredictionFile({"id": want}, "laplace"), path)
     columns = pq.read_table(path)
     assert columns["member_probs"].null_count == len(want)
     assert columns["logit_cov"].null_count == 0
@@ -92,7 +92,7 @@ def test_unknown_labels_are_null(tmp_path: Path) -> None:
     path = tmp_path / "predictions.parquet"
     answers = members()
     answers.label[3] = UNKNOWN
-    write_predictions(Predictions({"id": answers}, "mle"), path)
+    write_predictions(PredictionFile({"id": answers}, "mle"), path)
     assert pq.read_table(path)["label"].to_pylist()[3] is None
     assert torch.equal(read_predictions(path).datasets["id"].label, answers.label)
 
@@ -101,7 +101,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(path: Path) -> None:
     before = path.read_bytes()
     broken = replace(members(), example_id=["too", "few"])
     with pytest.raises(pa.ArrowInvalid):
-        write_predictions(Predictions({"id": broken}, "mle"), path)
+        write_predictions(PredictionFile({"id": broken}, "mle"), path)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 

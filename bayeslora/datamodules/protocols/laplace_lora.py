@@ -60,11 +60,11 @@ def select_one(question: str, options: str) -> Prompt:
     return Prompt(text)
 
 
-def capitalised(option: str) -> str:
+def capitalise(option: str) -> str:
     """An option with its first letter in upper case."""
     return option[:1].upper() + option[1:]
 
 
 def sentence(option: str) -> str:
     """An option with a capital in front and a full stop behind."""
-    return capitalised(option if option.endswith(".") else f"{option}.")
+    return capitalise(option if option.endswith(".") else f"{option}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bayeslora.datamodules.protocols.base import Prompt, Protocol, Splits, letters
-from bayeslora.datamodules.protocols.laplace_lora import capitalised, select_one, sentence
+from bayeslora.datamodules.protocols.laplace_lora import capitalise, select_one, sentence
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.source import Benchmark
 
@@ -26,7 +26,7 @@ class SWAGLoRA(Protocol):
 
     def prompt(self, task: str, question: Question) -> Prompt:
         """The text up to the answer slot."""
-        tidy = sentence if task in ("obqa", "mmlu") else capitalised
+        tidy = sentence if task in ("obqa", "mmlu") else capitalise
         options = " ".join(f"{x}. {tidy(o)}" for x, o in zip(letters(question), question.options, strict=True))
         return select_one(question.question, options)
 

@@ -55,7 +55,7 @@ def _tags(cell: str) -> set[str]:
     return {depth, factor} | ({"late"} if depth == "last" else set())
 
 
-def grouped(cells: Sequence[str], grouping: str) -> dict[str, list[str]]:
+def group_cells(cells: Sequence[str], grouping: str) -> dict[str, list[str]]:
     """Cells that share a precision, by the name of their group.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import UsageError, require_choice
-from bayeslora.posteriors.laplace.cells import chosen, grouped, names_of
+from bayeslora.posteriors.laplace.cells import chosen, group_cells, names_of
 from bayeslora.posteriors.laplace.curvature import Curvature, Groups
 from bayeslora.posteriors.laplace.evidence import Evidence
 from bayeslora.posteriors.laplace.full import FullPosterior
@@ -86,7 +86,7 @@ class Fit:
             RunError: the linearised network was not refitted.
         """
         names = names_of(self.cell_of)
-        groups = grouped(chosen(names, prior.subset_of_weights), prior.groups)
+        groups = group_cells(chosen(names, prior.subset_of_weights), prior.groups)
         distance = distances(self.mean, self.initial, prior.mean)
         require_choice("Laplace's mean", prior.posterior_mean, MEANS)
         if prior.posterior_mean == "refit":

@@ -19,7 +19,7 @@ from bayeslora.posteriors.laplace.evidence import independent, joint
 from bayeslora.posteriors.laplace.full import FullPosterior
 from bayeslora.posteriors.laplace.grams import ROWS, Grams, columns_of, wide
 from bayeslora.posteriors.laplace.shards import Shards, pieces
-from bayeslora.posteriors.laplace.softmax import blockwise, weighted
+from bayeslora.posteriors.laplace.softmax import apply_roots, blockwise
 
 TOLERANCE = 1e-6
 
@@ -107,12 +107,12 @@ class FunctionSpace:
     @cached_property
     def train(self) -> Tensor:
         """The rows' Gram matrices, weighted by the roots ``[G, m, m]``."""
-        return torch.stack([weighted(self.root, self.grams.present, gram) for gram in self.grams.train])
+        return torch.stack([apply_roots(self.root, self.grams.present, gram) for gram in self.grams.train])
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues and eigenvectors of the weighted rows' Gram matrix under precision one."""
-        return decomposed(self.train.sum(0))
+        return eigendecomposition(self.train.sum(0))
 
     @cached_property
     def _rotated(self) -> Tensor:
@@ -169,7 +169,7 @@ class FunctionSpace:
         if len(self.groups) == 1:
             s, u = self._eigen[0] * inverse[0], self._eigen[1]
         else:
-            s, u = decomposed(torch.einsum("gij,g->ij", self.train, inverse))
+            s, u = eigendecomposition(torch.einsum("gij,g->ij", self.train, inverse))
         kept = self.directions.kept(s, precision)
         combine = blockwise(self.root, self.grams.present, u[:, : len(kept)] / kept.sqrt()).T
         products = torch.zeros(len(kept), len(kept), dtype=torch.float64, device=combine.device)
@@ -187,7 +187,7 @@ class FunctionSpace:
         }
 
 
-def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def eigendecomposition(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, largest first and none negative, and eigenvectors; on the CPU where a GPU does not find them.
 
     Raises:
@@ -199,6 +199,6 @@ def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
     except torch.linalg.LinAlgError as error:
         if matrix.device.type == "cpu":
             raise RunError(f"the Gram matrix [{len(matrix)}] has no eigendecomposition: {error}") from error
-        values, vectors = (found.to(matrix.device) for found in decomposed(matrix.cpu()))
+        values, vectors = (found.to(matrix.device) for found in eigendecomposition(matrix.cpu()))
         return values, vectors
     return values.flip(0).clamp(min=0), vectors.flip(1)

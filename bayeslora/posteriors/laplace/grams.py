@@ -94,7 +94,7 @@ def gram_matrices(
                 for kind, vector in away.items():
                     grams.offsets[kind][cell] += (rows @ vector[part].to(rows.dtype)).double()
                 if validation is not None:
-                    other = wide(padded(validation.columns(ROWS, piece), present).to(device))
+                    other = wide(pad_rows(validation.columns(ROWS, piece), present).to(device))
                     grams.cross[cell] += (other @ rows.T).double()
                     grams.own[cell] += (other @ other.mT).double()
                     for kind, vector in away.items():
@@ -143,7 +143,7 @@ def contrasts_of(shards: Shards | None, kept: bool = False) -> Tensor:
     return present
 
 
-def padded(rows: Tensor, present: Tensor) -> Tensor:
+def pad_rows(rows: Tensor, present: Tensor) -> Tensor:
     """Rows ``[m, columns]`` as ``[N, D, columns]``, with zeros where a question has fewer contrasts."""
     spread = rows.new_zeros(*present.shape, rows.shape[-1])
     spread[present] = rows
@@ -156,7 +156,7 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, dtype))
 
 
-def stored(grams: Grams) -> dict[str, Tensor]:
+def to_tensors(grams: Grams) -> dict[str, Tensor]:
     """The tensors of Gram matrices by name, for a file."""
     plain = {name: getattr(grams, name) for name in ("present", "train", "cross", "own")}
     for kind in ("offsets", "cross_offsets"):
@@ -164,7 +164,7 @@ def stored(grams: Grams) -> dict[str, Tensor]:
     return plain
 
 
-def restored(cells: list[str], state: Mapping[str, Tensor]) -> Grams:
-    """The inverse of :func:`stored`."""
+def from_tensors(cells: list[str], state: Mapping[str, Tensor]) -> Grams:
+    """The inverse of :func:`to_tensors`."""
     offsets, cross_offsets = (parameters_of(kind, state) for kind in ("offsets", "cross_offsets"))
     return Grams(cells, state["present"], state["train"], state["cross"], state["own"], offsets, cross_offsets)

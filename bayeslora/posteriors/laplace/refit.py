@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import RunError, UsageError
-from bayeslora.posteriors.laplace.softmax import Labels, blocks_of, blockwise, weighted
+from bayeslora.posteriors.laplace.softmax import Labels, apply_roots, blocks_of, blockwise
 
 _STEPS, _HALVINGS, _DIGITS = 60, 40, 1e-13
 _TIGHT, _LOOSE = 1e-10, 1e-6  # gradient norms, against the length of the step from the prior: aimed at, accepted
@@ -176,7 +176,9 @@ class LinearisedModel:
         determined = len(a) - inverse.diagonal().sum()
         slopes = []
         for own, precision in zip(self.kernels, precisions.tolist(), strict=True):
-            gamma = (inverse * weighted(root, present, own)).sum() if len(self.kernels) > 1 else determined * precision
+            gamma = (
+                (inverse * apply_roots(root, present, own)).sum() if len(self.kernels) > 1 else determined * precision
+            )
             slopes.append((gamma - a @ own @ a + pulled @ own @ a) / (2 * precision))
         return value.item(), torch.stack(slopes).cpu()
 
@@ -251,13 +253,13 @@ class LinearisedModel:
         mode, present = self.mode(precisions), self.labels.present
         root = self.labels.root(mode.rows)
         inverse = torch.cholesky_inverse(_factor(root, present, self.kernel(precisions)))
-        traces = torch.stack([(inverse * weighted(root, present, own)).sum() for own in self.kernels])
+        traces = torch.stack([(inverse * apply_roots(root, present, own)).sum() for own in self.kernels])
         return traces.cpu() / precisions
 
     def _middle(self) -> float:
         """The logarithm of a precision as large as the mean curvature of a row at the trained network."""
         root = self.labels.root(self.trained)
-        trace = weighted(root, self.labels.present, self.kernels.sum(0)).diagonal()
+        trace = apply_roots(root, self.labels.present, self.kernels.sum(0)).diagonal()
         size = trace.mean().item() if len(trace) else 0.0
         if not size > 0:
             size = self.kernels.sum(0).diagonal().mean().item() if len(trace) else 1.0
@@ -277,7 +279,7 @@ def _root(slope: Callable[[float], float], start: float, low: float, high: float
 
 def _factor(root: Tensor, present: Tensor, kernel: Tensor) -> Tensor:
     """The Cholesky factor of B."""
-    matrix = weighted(root, present, kernel)
+    matrix = apply_roots(root, present, kernel)
     matrix.diagonal().add_(1.0)
     try:
         return torch.linalg.cholesky(matrix)

@@ -55,7 +55,7 @@ def blockwise(blocks: Tensor, present: Tensor, matrix: Tensor) -> Tensor:
     return (blocks.to(matrix) @ spread)[present]
 
 
-def weighted(root: Tensor, present: Tensor, gram: Tensor) -> Tensor:
+def apply_roots(root: Tensor, present: Tensor, gram: Tensor) -> Tensor:
     """:math:`R^T K R` for the inner products ``K [m, m]`` of contrasts' rows and roots ``[N, D, D]``."""
     return blockwise(root.mT, present, blockwise(root.mT, present, gram).T)
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bayeslora.metrics.evaluate import FLOOR_BINS
 from bayeslora.results.comparison.comparison import COSTS, RUN, Comparison, Summary
-from bayeslora.results.terminal import fitting
+from bayeslora.results.terminal import column_groups
 
 _ECE = f"ece_{FLOOR_BINS}"
 _FLOOR = f"ece_{FLOOR_BINS}_floor"
@@ -73,7 +73,7 @@ def rich_tables(comparison: Comparison, width: int) -> Iterator[Table]:
         columns = [column for column in grid.columns if column.narrow]
         names = grid.names("\n")
         room = width - _NAME_WIDTH - max(len(line) for name in names for line in name.split("\n"))
-        for part in fitting(columns, _width, room):
+        for part in column_groups(columns, _width, room):
             table = Table(title=grid.title, title_justify="left", show_lines=True)
             table.add_column("", no_wrap=True)
             for column in part:

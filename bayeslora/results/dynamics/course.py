@@ -73,7 +73,7 @@ class Course:
         return [epoch.datasets[dataset] for epoch in self.epochs]
 
 
-def followed(run: Path) -> Path:
+def epochs_folder(run: Path) -> Path:
     """The folder with the epochs: that of a run, or the one that is given."""
     return run if any(run.glob("epoch-*.json")) else run / "dynamics"
 
@@ -84,7 +84,7 @@ def read_course(run: Path) -> Course:
     Raises:
         UsageError: no epochs, no base model, a damaged file, missing labels, or epochs with different questions.
     """
-    folder = followed(run)
+    folder = epochs_folder(run)
     epochs = sorted((_read_epoch(file) for file in folder.glob("epoch-*.json")), key=lambda found: found[0].number)
     if not epochs:
         raise UsageError(f"no epochs in {folder}; train with the callback bayeslora.callbacks.Dynamics")
@@ -98,7 +98,7 @@ def read_course(run: Path) -> Course:
     return course
 
 
-def joined(courses: Sequence[Course]) -> Course:
+def join_courses(courses: Sequence[Course]) -> Course:
     """Trainings of one member each, or of several, as one ensemble of all their members.
 
     Raises:

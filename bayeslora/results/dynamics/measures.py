@@ -80,12 +80,12 @@ def cells(base: Tensor, now: Tensor) -> dict[str, Tensor]:
     return dict(zip(CELLS, (base & now, base & ~now, ~base & now, ~base & ~now), strict=True))
 
 
-def kept(then: Tensor, now: Tensor) -> float | None:
+def retained_fraction(then: Tensor, now: Tensor) -> float | None:
     r"""Fraction of what was right ``then`` that is right now, :math:`|C \cap C'| / |C|`; None where nothing was."""
     return float(now[then].double().mean()) if then.any() else None
 
 
-def changed(before: Tensor, now: Tensor) -> float:
+def changed_fraction(before: Tensor, now: Tensor) -> float:
     """Fraction of questions whose value is not what it was ``[N]``."""
     return float((before != now).double().mean())
 

@@ -56,10 +56,10 @@ def retention_table(course: Course) -> list[Row]:
             row: Row = {"dataset": name, "epoch": number}
             row |= {cell: float(chosen.double().mean()) for cell, chosen in found.items()}
             after = number > best.number
-            row["kept"] = measures.kept(peak, now) if after else None
-            row["kept_acquired"] = measures.kept(peak & ~base, now) if after else None
-            row["flips"] = measures.changed(measures.right(before), now)
-            row["churn"] = measures.changed(before.probs.argmax(-1), answers.probs.argmax(-1))
+            row["kept"] = measures.retained_fraction(peak, now) if after else None
+            row["kept_acquired"] = measures.retained_fraction(peak & ~base, now) if after else None
+            row["flips"] = measures.changed_fraction(measures.right(before), now)
+            row["churn"] = measures.changed_fraction(before.probs.argmax(-1), answers.probs.argmax(-1))
             for cell, chosen in found.items():
                 for kind in ("total", "epistemic"):
                     values = getattr(answers, kind)[chosen]

@@ -68,7 +68,7 @@ def ours(structure: str, model: ToyModel, labels: Tensor) -> tuple[Any, dict[str
         move=lambda batch: batch,
         model=model,
     )
-    task = Task(network, batches, None, None, "toy", dtype=torch.float64)
+    task = Task(network=network, train=batches, validation=None, folder=None, key="toy", dtype=torch.float64)
     posterior, _, report = STRUCTURES[structure](task).choose(Prior(precision=PRECISION))
     return posterior, report
 

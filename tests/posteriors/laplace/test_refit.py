@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayeslora.errors import RunError, UsageError
 from bayeslora.posteriors.laplace.refit import LinearisedModel
-from bayeslora.posteriors.laplace.softmax import Labels, weighted
+from bayeslora.posteriors.laplace.softmax import Labels, apply_roots
 
 OPTIONS = [4, 3, 4, 2, 4, 4, 3, 4]
 GROUPS = 3
@@ -118,7 +118,7 @@ def test_two_options_are_scikit_learns_gaussian_process(precision: float) -> Non
         rows @ problem.jacobian.T @ mode.coefficients / precision, torch.from_numpy(mean), atol=1e-5, rtol=0
     )
     root = problem.labels.root(mode.rows)
-    w = weighted(root, problem.present, torch.eye(20, dtype=torch.float64)).diagonal()
+    w = apply_roots(root, problem.present, torch.eye(20, dtype=torch.float64)).diagonal()
     exact = torch.linalg.inv(problem.jacobian.T @ (w[:, None] * problem.jacobian) + precision * torch.eye(6))
     torch.testing.assert_close((rows @ exact * rows).sum(-1), torch.from_numpy(variance), atol=1e-5, rtol=1e-5)
 
@@ -162,10 +162,10 @@ def test_the_best_precisions_are_best_and_not_those_found_in_turns() -> None:
     mode = model.mode(best)
     held = torch.stack([mode.coefficients @ k @ mode.coefficients for k in model.kernels]) / best
     root = model.labels.root(mode.rows)
-    factor = torch.linalg.cholesky(torch.eye(len(mode.rows)) + weighted(root, problem.present, model.kernel(best)))
+    factor = torch.linalg.cholesky(torch.eye(len(mode.rows)) + apply_roots(root, problem.present, model.kernel(best)))
     gamma = (
         torch.stack(
-            [(torch.cholesky_inverse(factor) * weighted(root, problem.present, k)).sum() for k in model.kernels]
+            [(torch.cholesky_inverse(factor) * apply_roots(root, problem.present, k)).sum() for k in model.kernels]
         )
         / best
     )

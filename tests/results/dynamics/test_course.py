@@ -15,9 +15,9 @@ from bayeslora.commands.dynamics import analyse, dynamics
 from bayeslora.errors import UsageError
 from bayeslora.metrics.answers import UNKNOWN, Answers
 from bayeslora.results.dynamics import tables
-from bayeslora.results.dynamics.course import Course, Epoch, joined, read_course
+from bayeslora.results.dynamics.course import Course, Epoch, join_courses, read_course
 from bayeslora.results.dynamics.plots import density, save_plots
-from bayeslora.results.prediction_file import Predictions, write_predictions
+from bayeslora.results.prediction_file import PredictionFile, write_predictions
 
 SETS = ("test", "ood", "validation")
 SURE = torch.tensor([0.97, 0.01, 0.01, 0.01], dtype=torch.float64)
@@ -52,7 +52,7 @@ def write(given: Course, run: Path) -> Path:
     """What the callback leaves of a training."""
     for epoch in given.epochs:
         file = run / "dynamics" / f"epoch-{epoch.number:03d}.parquet"
-        write_predictions(Predictions(epoch.datasets, given.method, given.seed), file)
+        write_predictions(PredictionFile(epoch.datasets, given.method, given.seed), file)
         cosine = [[None if value != value else value for value in row] for row in epoch.cosine.tolist()]
         record = {"schema": 1, "epoch": epoch.number, "step": 0, "weights": "", "members": [0, 1], "cosine": cosine}
         file.with_suffix(".json").write_text(json.dumps(record))
@@ -111,12 +111,12 @@ def test_single_runs_join_to_the_ensemble_of_their_members() -> None:
         Course([replace(e, datasets={n: _member(a, m) for n, a in e.datasets.items()}) for e in STORY.epochs], "mle")
         for m in range(2)
     ]
-    whole = joined(alone)
+    whole = join_courses(alone)
     for mine, theirs in zip(whole.of("ood"), STORY.of("ood"), strict=True):
         assert torch.equal(mine.members, theirs.members)
         torch.testing.assert_close(mine.probs, theirs.probs)
     with pytest.raises(UsageError, match="different epochs or sets"):
-        joined([alone[0], replace(alone[1], epochs=alone[1].epochs[:2])])
+        join_courses([alone[0], replace(alone[1], epochs=alone[1].epochs[:2])])
 
 
 def _member(given: Answers, m: int) -> Answers:

@@ -97,9 +97,9 @@ def test_every_question_is_in_one_cell() -> None:
 
 
 def test_what_is_kept_and_what_turned() -> None:
-    assert measures.kept(flags("1110"), flags("1001")) == pytest.approx(1 / 3)
-    assert measures.kept(flags("0000"), flags("1001")) is None
-    assert measures.changed(flags("1100"), flags("1010")) == 0.5
+    assert measures.retained_fraction(flags("1110"), flags("1001")) == pytest.approx(1 / 3)
+    assert measures.retained_fraction(flags("0000"), flags("1001")) is None
+    assert measures.changed_fraction(flags("1100"), flags("1010")) == 0.5
 
 
 def test_subsets_are_all_where_few_and_different_where_many() -> None:
