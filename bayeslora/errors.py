@@ -10,15 +10,38 @@ class UsageError(ValueError):
     """What was asked for cannot be done: the message says what was given, what is allowed, what to do.
 
     The command line prints it as one line and exits with status 2; nothing has been written or overwritten.
+
+    Example:
+        >>> from bayeslora import LoRA, UsageError
+        >>> try:
+        ...     LoRA(r=0)
+        ... except UsageError as error:
+        ...     print(error)
+        lora.r is 0; allowed: 1 or more
     """
 
 
 class RunError(RuntimeError):
-    """A run that started properly had to stop (NaN in the loss, say). The command line exits with status 1."""
+    """A run that started properly had to stop (NaN in the loss, say). The command line exits with status 1.
+
+    Example:
+        >>> from bayeslora import RunError
+        >>> try:
+        ...     raise RunError("the loss is not finite; lower the learning rate")
+        ... except RunError as error:
+        ...     print(error)
+        the loss is not finite; lower the learning rate
+    """
 
 
 def require(what: str, value: object, holds: bool, allowed: str) -> None:
     """Refuse a value for which a condition does not hold; ``allowed`` says in words which values are.
+
+    Args:
+        what: What the value is called in the message.
+        value: What was given.
+        holds: Whether the value is allowed.
+        allowed: The values that are allowed.
 
     Raises:
         UsageError: the condition does not hold.
@@ -29,6 +52,11 @@ def require(what: str, value: object, holds: bool, allowed: str) -> None:
 
 def require_choice(what: str, value: object, allowed: Iterable[object]) -> None:
     """Refuse a value that is none of those allowed.
+
+    Args:
+        what: What the value is called in the message.
+        value: What was given.
+        allowed: The values that are allowed.
 
     Raises:
         UsageError: it is none of them.

@@ -46,13 +46,23 @@ def replacing_folder(path: Path | str) -> Iterator[Path]:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write JSON, indented, whole or not at all."""
+    """Write JSON, indented, whole or not at all.
+
+    Args:
+        path: The file to write.
+        value: What is written; plain JSON values.
+    """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=True) + "\n")
 
 
 def write_record(path: Path | str, value: dict[str, Any]) -> None:
-    """Write a JSON object with a checksum of its own content, whole or not at all."""
+    """Write a JSON object with a checksum of its own content, whole or not at all.
+
+    Args:
+        path: The file to write.
+        value: What is written; plain JSON values.
+    """
     write_json(path, {**value, _CHECKSUM: _checksum(value)})
 
 

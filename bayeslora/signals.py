@@ -48,7 +48,12 @@ class Stopping:
         self.deferred = False
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """The handler of both signals."""
+        """The handler of both signals.
+
+        Args:
+            signum: Number of the signal.
+            frame: Where the program was; not used.
+        """
         if not self.deferred or self.asked is not None:
             raise Stopped(signum)
         self.asked = signum

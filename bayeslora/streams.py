@@ -18,7 +18,12 @@ def stream(*parts: int | str) -> int:
 
 
 def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh torch generator on the stream that ``parts`` name."""
+    """A fresh torch generator on the stream that ``parts`` name.
+
+    Args:
+        *parts: Numbers and names that say what the draw belongs to.
+        device: Of the generator.
+    """
     return torch.Generator(device).manual_seed(stream(*parts))
 
 

@@ -73,6 +73,24 @@ class AnswerBatch:
         option_order: Where a prediction is to be averaged over orders of the options, the source's index of the option
             at each place ``[B, C]``; the orders of one question follow one another and share its ``example_id``.
         whole_labels: The labels where they are of several tokens, packed behind the prompts.
+
+    Example:
+        >>> import torch
+        >>> from bayeslora import AnswerBatch
+        >>> rows = torch.arange(2)
+        >>> batch = AnswerBatch(
+        ...     input_ids=torch.ones(2, 5, dtype=torch.long),
+        ...     attention_mask=torch.ones(2, 5, dtype=torch.long),
+        ...     example_of_row=rows,
+        ...     option_of_row=torch.zeros(2, dtype=torch.long),
+        ...     answer_ids=torch.tensor([[7, 8], [7, 8]]),
+        ...     answer_mask=torch.ones(2, 2, dtype=torch.bool),
+        ...     label=torch.tensor([0, 1]),
+        ...     example_id=rows,
+        ...     dataset="mine",
+        ... )
+        >>> len(batch)
+        2
     """
 
     input_ids: Tensor
@@ -93,7 +111,12 @@ class AnswerBatch:
         return len(self.label)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> AnswerBatch:
-        """The same batch on another device. What lies in page-locked memory is sent without waiting for the device."""
+        """The same batch on another device. What lies in page-locked memory is sent without waiting for the device.
+
+        Args:
+            device: Where to put it.
+            non_blocking: Whether the copy may go on while the program does.
+        """
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking or tensor.is_pinned()))
 
     def pin_memory(self) -> AnswerBatch:
@@ -147,6 +170,13 @@ class Samples:
         coherent: A draw is one function: its noise is the same for all questions, rows and positions. Otherwise every
             question and position has noise of its own.
         dropout: Whether LoRA's dropout is among the noise.
+
+    Example:
+        >>> import torch
+        >>> from bayeslora import Samples
+        >>> samples = Samples(draws=torch.arange(10), seed=1)  # ten draws of LoRA's dropout
+        >>> len(samples), len(samples[:4])
+        (10, 4)
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -211,6 +241,16 @@ class Predictive:
         logits: Member logits ``[S, B, C]`` where the members have them.
         logsumexp: Log-sum-exp over the vocabulary ``[S, B]`` where it was kept.
         gaussian: The law over logits, where the prediction is one.
+
+    Example:
+        >>> import torch
+        >>> from bayeslora import Predictive
+        >>> logits = torch.tensor([[[2.0, 0.0]], [[0.0, 2.0]]])  # two members that disagree about one question
+        >>> predictive = Predictive.from_logits(logits)
+        >>> predictive.probs.tolist()
+        [[0.5, 0.5]]
+        >>> bool(predictive.epistemic > 0)
+        True
     """
 
     log_probs: Tensor
@@ -221,19 +261,34 @@ class Predictive:
 
     @classmethod
     def from_logits(cls, logits: Tensor, logsumexp: Tensor | None = None) -> Predictive:
-        """Equally weighted members from their logits ``[S, B, C]`` (and log-sum-exp ``[S, B]``)."""
+        """Equally weighted members from their logits ``[S, B, C]`` (and log-sum-exp ``[S, B]``).
+
+        Args:
+            logits: Logits ``[S, B, C]``; minus infinity at absent options.
+            logsumexp: Log-sum-exp over the vocabulary ``[S, B]``, where it is known.
+        """
         weights = torch.full((len(logits),), 1 / len(logits), dtype=torch.float64, device=logits.device)
         return cls(logits.double().log_softmax(-1), weights, logits, logsumexp)
 
     @classmethod
     def from_gaussian(cls, mean: Tensor, cov: Tensor) -> Predictive:
-        """The prediction under a normal law over contrast logits: mean ``[B, C-1]``, cov ``[B, C-1, C-1]``."""
+        """The prediction under a normal law over contrast logits: mean ``[B, C-1]``, cov ``[B, C-1, C-1]``.
+
+        Args:
+            mean: Means of the contrasts ``[B, C-1]``; minus infinity at absent options.
+            cov: Covariances of the contrasts ``[B, C-1, C-1]``.
+        """
         gaussian = Gaussian(mean, cov)
         draws, weights = gaussian.draws()
         return cls(draws.log_softmax(-1), weights, gaussian=gaussian)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Predictive:
-        """The same prediction on another device."""
+        """The same prediction on another device.
+
+        Args:
+            device: Where to put it.
+            non_blocking: Whether the copy may go on while the program does.
+        """
         return self.map(partial(torch.Tensor.to, device=device, non_blocking=non_blocking))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Predictive:
@@ -312,7 +367,12 @@ class Posterior(Protocol):
         ...
 
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """``n`` joint draws of all parameters, name to ``[n, *shape]``."""
+        """``n`` joint draws of all parameters, name to ``[n, *shape]``.
+
+        Args:
+            n: How many draws.
+            generator: Source of the noise, on the CPU; the same state gives the same draws.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:

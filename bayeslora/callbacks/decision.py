@@ -40,6 +40,11 @@ class Decision(RemembersFit):
         set_method: Kind of prediction set that is given: ``lac``, ``aps`` or ``raps``.
         logits_fn: For modules that are not of this package: ``(module, batch)`` to logits ``[B, C]``.
         label_fn: For batches that are not of this package: batch to labels ``[B]``.
+
+    Example:
+        >>> import lightning as L
+        >>> from bayeslora import Decision, Predictions
+        >>> trainer = L.Trainer(callbacks=[Decision(risk=0.05), Predictions()], logger=False, accelerator="cpu")
     """
 
     def __init__(

@@ -55,6 +55,11 @@ class Dynamics(L.Callback):
 
     Raises:
         UsageError: ``every`` below 1.
+
+    Example:
+        >>> import lightning as L
+        >>> from bayeslora import Dynamics
+        >>> trainer = L.Trainer(callbacks=[Dynamics(every=2)], logger=False, accelerator="cpu")
     """
 
     def __init__(

@@ -108,7 +108,12 @@ def _record(trainer: L.Trainer, pl_module: LoRAEnsemble, place: int) -> dict[str
 
 
 def identity(trainer: L.Trainer, pl_module: LoRAEnsemble) -> dict[str, Any]:
-    """What a member is a function of besides its id, as plain values: model, data and training."""
+    """What a member is a function of besides its id, as plain values: model, data and training.
+
+    Args:
+        trainer: The trainer of the run.
+        pl_module: The module that the trainer runs.
+    """
     hparams = {**pl_module.hparams, **asdict(pl_module.optimisation)}  # flat, as stores of before have it
     model = {key: value for key, value in hparams.items() if key not in _NOT_THE_MEMBERS}
     datamodule = getattr(trainer, "datamodule", None)

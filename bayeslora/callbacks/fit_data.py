@@ -59,7 +59,13 @@ def training_batches(trainer: L.Trainer, pl_module: L.LightningModule, given: It
 
 
 def validation_batches(trainer: L.Trainer, pl_module: L.LightningModule, given: Iterable[Any] | None = None) -> Any:
-    """The validation questions; None where there are none. Arguments as for :func:`training_batches`."""
+    """The validation questions; None where there are none. Arguments as for :func:`training_batches`.
+
+    Args:
+        trainer: The trainer of the run.
+        pl_module: The module that the trainer runs.
+        given: Batches to use instead of those the run has; None takes the run's.
+    """
     return _found(given, trainer, pl_module, "val_dataloader")
 
 

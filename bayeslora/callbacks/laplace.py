@@ -36,7 +36,9 @@ _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 class Laplace(PosteriorCallback, RemembersFit):
-    r"""Laplace's approximation around a finished fine-tuning (MacKay, 1992; on LoRA: Yang et al., 2024).
+    r"""Laplace's approximation around a finished fine-tuning (MacKay, 1992).
+
+    On LoRA: Yang et al., 2024, arXiv:2308.13111.
 
     Attach it to any LightningModule. When training ends, while the module is still on its device, or before a test of
     weights for which there is none yet, the Gauss-Newton matrix G of the training questions at the weights
@@ -82,6 +84,11 @@ class Laplace(PosteriorCallback, RemembersFit):
 
     Raises:
         UsageError: options that are not allowed.
+
+    Example:
+        >>> import lightning as L
+        >>> from bayeslora import Laplace
+        >>> trainer = L.Trainer(callbacks=[Laplace("kfac", precision="evidence")], logger=False, accelerator="cpu")
     """
 
     def __init__(
@@ -195,6 +202,10 @@ class Laplace(PosteriorCallback, RemembersFit):
     @torch.no_grad()
     def fit_to(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fit the curvature at the module's current weights, and choose the prior.
+
+        Args:
+            trainer: The trainer of the run.
+            pl_module: The module that the trainer runs.
 
         Raises:
             UsageError: nothing to fit, too small a disk, or a choice that cannot be made.

@@ -30,6 +30,12 @@ def network_of(
 ) -> Network:
     """What a curvature needs of a module.
 
+    Args:
+        pl_module: The module that the trainer runs.
+        logits_fn: Gives the logits ``[B, C]`` of a module of another kind from the module and a batch; None for this
+            package's.
+        label_fn: Gives the labels ``[B]`` of a batch where batches are of another kind; None for this package's.
+
     Raises:
         UsageError: nothing is trainable, or a module of another kind without ``logits_fn``.
     """
@@ -67,14 +73,25 @@ def is_stack(pl_module: L.LightningModule) -> bool:
 
 
 def member_network(pl_module: L.LightningModule, place: int | None) -> AbstractContextManager[None]:
-    """Within the block a stack is the network of the member at a place; other modules are what they are."""
+    """Within the block a stack is the network of the member at a place; other modules are what they are.
+
+    Args:
+        pl_module: The module that the trainer runs.
+        place: The member's place in a stack; None for a module of one network.
+    """
     if place is None or not isinstance(pl_module, LoRAEnsemble):
         return nullcontext()
     return as_member(pl_module.model.network, place)
 
 
 def initial_weights(pl_module: L.LightningModule, network: Network, place: int | None) -> dict[str, Tensor] | None:
-    """The weights training began with: drawn again from the seed, where they were drawn at all."""
+    """The weights training began with: drawn again from the seed, where they were drawn at all.
+
+    Args:
+        pl_module: The module that the trainer runs.
+        network: What a curvature needs of the module, from :func:`network_of`.
+        place: The member's place in a stack; None for a module of one network.
+    """
     if not isinstance(pl_module, MultipleChoiceModule) or pl_module.backbone.adapter:
         return None
     # in the dtype they were drawn in: the same numbers, whatever the module was converted to since

@@ -151,7 +151,12 @@ class PosteriorCallback(L.Callback):
         self.on_test_end(trainer, pl_module)
 
     def prediction(self, pl_module: L.LightningModule, posterior: Posterior) -> WeightPrediction:
-        """How this callback predicts with a posterior, as plain values."""
+        """How this callback predicts with a posterior, as plain values.
+
+        Args:
+            pl_module: The module that the trainer runs.
+            posterior: The posterior.
+        """
         assert self.predict is not None
         return WeightPrediction(self.label, self.predict, self._draws(posterior), self.dropout, self.seed_of(pl_module))
 
@@ -179,6 +184,10 @@ class SavedPosteriors(PosteriorCallback):
 
     Raises:
         UsageError: no folders, or options that are not allowed.
+
+    Example:
+        >>> from bayeslora import SavedPosteriors
+        >>> multiswag = SavedPosteriors(["runs/first/posterior", "runs/second/posterior"], samples=10)
     """
 
     def __init__(

@@ -35,6 +35,11 @@ class Predictions(L.Callback):
         datasets: Likewise: the name of each dataloader's dataset.
         method: Name of the method; None takes the module's ``method`` (or the name of its class) and those of the
             callbacks on its prediction path: ``mle+temperature``.
+
+    Example:
+        >>> import lightning as L
+        >>> from bayeslora import Predictions
+        >>> trainer = L.Trainer(callbacks=[Predictions(overwrite=True)], logger=False, accelerator="cpu")
     """
 
     def __init__(

@@ -83,6 +83,11 @@ class Report(L.Callback):
 
     Args:
         plots: Save the plots.
+
+    Example:
+        >>> import lightning as L
+        >>> from bayeslora import Predictions, Report
+        >>> trainer = L.Trainer(callbacks=[Predictions(), Report(plots=False)], logger=False, accelerator="cpu")
     """
 
     def __init__(self, plots: bool = True) -> None:

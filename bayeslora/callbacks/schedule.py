@@ -26,6 +26,10 @@ class Schedule:
         warmup: Fraction of all steps over which the rate rises from zero; it then falls linearly, towards zero at the
             last step.
         anneal_epochs: Length of ``anneal``.
+
+    Example:
+        >>> from bayeslora import SWAG, Schedule
+        >>> swag = SWAG(start=0.5, schedule=Schedule("constant", swa_lr=1e-4))
     """
 
     kind: str = "anneal"
@@ -89,6 +93,11 @@ def swag_schedule(step: int, schedule: Schedule, steps: Steps, peak: float) -> f
 
 def install(trainer: L.Trainer, schedule: Schedule, steps: Steps) -> None:
     """Replace the module's learning rate schedule, before a checkpoint's state is restored into it.
+
+    Args:
+        trainer: The trainer of the run.
+        schedule: The course of the learning rate.
+        steps: How many steps and epochs the run has.
 
     Raises:
         UsageError: several optimisers, or a module that steps them by hand.

@@ -37,7 +37,9 @@ _LABELS = {"full": "SWAG", "diag": "SWAG_diag", "swa": "SWA", CHECKPOINTS: "chec
 
 
 class SWAG(PosteriorCallback):
-    r"""Stochastic weight averaging with a Gaussian (Maddox et al., 2019; on LoRA: Onal et al., 2024).
+    r"""Stochastic weight averaging with a Gaussian (Maddox et al., 2019, arXiv:1902.02476).
+
+    On LoRA: Onal et al., 2024, arXiv:2405.03425.
 
     Attach it to any LightningModule in any Trainer: it follows the trainable parameters and leaves training as it is,
     unless a ``schedule`` is asked for. With n snapshots :math:`w_i`, their mean m, variance v and the last K deviations
@@ -74,6 +76,11 @@ class SWAG(PosteriorCallback):
 
     Raises:
         UsageError: options that are not allowed.
+
+    Example:
+        >>> import lightning as L
+        >>> from bayeslora import SWAG
+        >>> trainer = L.Trainer(callbacks=[SWAG(start=0.5, rank=10, samples=20)], logger=False, accelerator="cpu")
     """
 
     def __init__(

@@ -23,7 +23,7 @@ LOWEST, HIGHEST = 0.05, 20.0
 
 
 class Temperature(RemembersFit):
-    r"""Divides every member's logits by one temperature T (Guo et al., 2017).
+    r"""Divides every member's logits by one temperature T (Guo et al., 2017, arXiv:1706.04599).
 
     T minimises the negative log-likelihood of the validation questions under the averaged probabilities,
     :math:`-\sum_i \log \sum_s w_s\, \mathrm{softmax}(f_s(x_i) / T)_{y_i}`, by LBFGS on log T. It is fitted once for
@@ -35,6 +35,11 @@ class Temperature(RemembersFit):
         label_fn: For batches that are not of this package: batch to labels ``[B]``.
         val_batches: Validation batches; None takes the DataModule's, those that ``fit`` was given in this process, or
             the module's own.
+
+    Example:
+        >>> import lightning as L
+        >>> from bayeslora import Predictions, Temperature
+        >>> trainer = L.Trainer(callbacks=[Temperature(), Predictions()], logger=False, accelerator="cpu")
     """
 
     def __init__(

@@ -30,7 +30,7 @@ _FILE = "posterior.json"
 
 
 class TFB(PosteriorCallback, RemembersFit):
-    r"""Training-free Bayesianisation of a LoRA adapter (Shi et al., 2024).
+    r"""Training-free Bayesianisation of a LoRA adapter (Shi et al., 2024, arXiv:2412.05723).
 
     The noise is :class:`~bayeslora.posteriors.tfb.TFBPosterior`'s: isotropic in the column space of every update. Its
     one scale :math:`\sigma` is the largest for which the averaged prediction of the samples still says what the adapter
@@ -63,6 +63,11 @@ class TFB(PosteriorCallback, RemembersFit):
 
     Raises:
         UsageError: options that are not allowed.
+
+    Example:
+        >>> import lightning as L
+        >>> from bayeslora import TFB
+        >>> trainer = L.Trainer(callbacks=[TFB(samples=10)], logger=False, accelerator="cpu")
     """
 
     def __init__(

@@ -22,7 +22,12 @@ _TAKEN = ("seed_everything", "trainer", "model", "data")  # of a run's configura
 
 
 def resolve(checkpoint: str, root: Path) -> str:
-    """The file of ``last``, ``best`` or a path, checked to be whole."""
+    """The file of ``last``, ``best`` or a path, checked to be whole.
+
+    Args:
+        checkpoint: ``last``, ``best``, or the path of a file.
+        root: The run folder.
+    """
     path = root / "checkpoints" / f"{checkpoint}.ckpt" if checkpoint in NAMED else Path(checkpoint).expanduser()
     if not path.is_file():
         raise UsageError(
@@ -64,7 +69,12 @@ def run_of(checkpoint: str | Path) -> Path | None:
 
 
 def resumes(checkpoint: str | None, root: Path) -> bool:
-    """Whether a fit from ``checkpoint`` continues the run in ``root``: only a checkpoint of that folder does."""
+    """Whether a fit from ``checkpoint`` continues the run in ``root``: only a checkpoint of that folder does.
+
+    Args:
+        checkpoint: ``last``, ``best``, or the path of a file.
+        root: The run folder.
+    """
     if checkpoint is None:
         return False
     return checkpoint in NAMED or run_of(checkpoint) == root.resolve()

@@ -48,7 +48,12 @@ for _name in bayeslora.datamodules.__all__:
 
 
 def run(args: list[str], command_line: type[CommandLine] | None = None) -> int:
-    """Run ``fit``, ``test``, ``validate`` or ``predict`` with the given arguments; returns the exit status."""
+    """Run ``fit``, ``test``, ``validate`` or ``predict`` with the given arguments; returns the exit status.
+
+    Args:
+        args: The command's arguments, the stage first.
+        command_line: The class of the parser; None takes the package's own.
+    """
     quiet()
     trusted = FLAG in args
     args = configurations_first([arg for arg in args if arg != FLAG])

@@ -78,7 +78,12 @@ class Documents:
             raise UsageError(f"{cell.dataset}/{cell.method}: {error}") from error
 
     def resolved(self, method: str, dataset: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The configuration of a method on a dataset, and what it reads by content."""
+        """The configuration of a method on a dataset, and what it reads by content.
+
+        Args:
+            method: A row of the grid.
+            dataset: A dataset of the grid.
+        """
         if (method, dataset) not in self._read:
             try:
                 config, datamodule = resolve(self.grid.parts(method, dataset))

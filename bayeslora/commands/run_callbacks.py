@@ -110,7 +110,13 @@ def _saved(trainer: Trainer) -> str | None:
 
 
 def stage_callbacks(stage: str, root: Path, config: Any) -> list[Callback]:
-    """What every run has; the checkpoint callbacks hold state of a checkpoint, so that every stage needs them."""
+    """What every run has; the checkpoint callbacks hold state of a checkpoint, so that every stage needs them.
+
+    Args:
+        stage: ``fit``, ``validate``, ``test`` or ``predict``.
+        root: The run folder.
+        config: The parsed configuration of the run.
+    """
     folder = root / "checkpoints"
     best = ModelCheckpoint(folder, filename="best", monitor="val/nll", mode="min", enable_version_counter=False)
     callbacks: list[Callback] = [best, LastCheckpoint(folder, config.save_every_n_steps)]
@@ -120,7 +126,12 @@ def stage_callbacks(stage: str, root: Path, config: Any) -> list[Callback]:
 
 
 def log_folder(root: Path, stage: str) -> str:
-    """A folder of its own for every run of a stage: Lightning's CSV logger empties the one it is given."""
+    """A folder of its own for every run of a stage: Lightning's CSV logger empties the one it is given.
+
+    Args:
+        root: The run folder.
+        stage: ``fit``, ``validate``, ``test`` or ``predict``.
+    """
     taken = 1
     name = stage
     while (root / "logs" / name).exists():

@@ -213,7 +213,12 @@ def load_full(folder: Path) -> Fit:
 
 
 def collect_validation(task: Task, shards: Shards | None) -> None:
-    """The contrasts' Jacobians of the validation questions, all of them."""
+    """The contrasts' Jacobians of the validation questions, all of them.
+
+    Args:
+        task: What the curvature is fitted to.
+        shards: Where the rows are kept; None where there are no validation questions.
+    """
     if task.validation is not None and shards is not None:
         batches = task.watch(task.validation, "Jacobians of the validation questions")
         collect(task.network, batches, list(task.network.parameters), shards, task.dtype)
@@ -265,6 +270,10 @@ def _grams(task: Task, train: Shards, validation: Shards | None, cell_of: Mappin
 def fit_blocks(task: Task, structure: str) -> Fit:
     """Blocks that do not touch each other, in one of the structures of :mod:`bayeslora.curvature.structures`.
 
+    Args:
+        task: What the curvature is fitted to.
+        structure: A name of ``BLOCK_STRUCTURES``.
+
     Raises:
         UsageError: a module that is not of this package.
     """
@@ -311,7 +320,13 @@ STRUCTURES: dict[str, Callable[[Task], Fit]] = {
 
 
 def rows_bytes(task: Task, questions: int, contrasts: int) -> int:
-    """What the rows of so many questions take."""
+    """What the rows of so many questions take.
+
+    Args:
+        task: What the curvature is fitted to.
+        questions: How many questions.
+        contrasts: Most contrasts of a question: its options less one.
+    """
     return questions * contrasts * task.dtype.itemsize * sum(p.numel() for p in task.network.parameters.values())
 
 
@@ -326,6 +341,10 @@ def check_structure(structure: str) -> None:
 
 def check_space(task: Task, needed: int) -> None:
     """Refuse a pass whose shards would not fit on the disk.
+
+    Args:
+        task: What the curvature is fitted to.
+        needed: Bytes that the shards take at most.
 
     Raises:
         UsageError: naming the sizes.

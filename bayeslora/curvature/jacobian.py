@@ -34,7 +34,14 @@ class Call:
 
     @torch.no_grad()
     def add_to(self, jacobian: dict[str, Tensor], index: int, gradient: Tensor, example_of_row: Tensor) -> None:
-        """Add a contrast's gradient at the output, times the input and summed over tokens, to the Jacobian."""
+        """Add a contrast's gradient at the output, times the input and summed over tokens, to the Jacobian.
+
+        Args:
+            jacobian: Parameter name to ``[B, D, *shape]``, which is added to in place.
+            index: Which of the D contrasts the gradient is of.
+            gradient: The contrast's gradient at the layer's output ``[R, T, o]``.
+            example_of_row: Which question each row belongs to ``[R]``.
+        """
         weight, bias = (jacobian.get(name) for name in _parameters_of(self.site))
         outer, inner = self.sides(gradient)
         with torch.autocast(gradient.device.type, enabled=False):

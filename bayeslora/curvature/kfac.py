@@ -56,7 +56,12 @@ class KroneckerAccumulator:
         self.dtype = dtype
 
     def update(self, model: AnswerModel, batch: AnswerBatch) -> Tensor:
-        """Take in B questions; returns their logits ``[B, C]``."""
+        """Take in B questions; returns their logits ``[B, C]``.
+
+        Args:
+            model: The model.
+            batch: The questions.
+        """
         logits, rows = _rows(model, batch, list(self.sums), self.dtype)
         for name, matrices in rows.items():
             self.sums[name].outer.add(matrices.mT.flatten(0, -2))
@@ -94,7 +99,12 @@ class EigenAccumulator:
         self.sums = {name: torch.zeros_like(block.values) for name, block in blocks.items()}
 
     def update(self, model: AnswerModel, batch: AnswerBatch) -> Tensor:
-        """Take in B questions; returns their logits ``[B, C]``."""
+        """Take in B questions; returns their logits ``[B, C]``.
+
+        Args:
+            model: The model.
+            batch: The questions.
+        """
         logits, rows = _rows(model, batch, list(self.sums), self.dtype)
         for name, matrices in rows.items():
             basis = self.bases[name].to(matrices.device, matrices.dtype)
@@ -135,7 +145,12 @@ class DiagonalAccumulator:
         self.dtype = dtype
 
     def update(self, model: AnswerModel, batch: AnswerBatch) -> Tensor:
-        """Take in B questions; returns their logits ``[B, C]``."""
+        """Take in B questions; returns their logits ``[B, C]``.
+
+        Args:
+            model: The model.
+            batch: The questions.
+        """
         logits, rows = _rows(model, batch, list(self.sums), self.dtype)
         for name, matrices in rows.items():
             self.sums[name] += matrices.square().sum((0, 1)).to(self.sums[name])

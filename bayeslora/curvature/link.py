@@ -40,6 +40,10 @@ def probit(mean: Tensor, covariance: Tensor) -> Predictive:
 
     The law of contrasts leaves open how the first option's logit varies with the others: here the logits are those of
     the centred law, :math:`f - \bar f`, whose variances do not depend on which option is the first.
+
+    Args:
+        mean: Mean of the contrasts ``[B, C-1]``; minus infinity at absent options.
+        covariance: Covariance of the contrasts ``[B, C-1, C-1]``.
     """
     present = torch.nn.functional.pad(mean.isfinite(), (1, 0), value=True).double()
     spread = torch.nn.functional.pad(covariance.double(), (1, 0, 1, 0))
@@ -79,7 +83,14 @@ class Probit(Predictive):
 
 
 def monte_carlo(samples: int, seed: int, mean: Tensor, covariance: Tensor) -> Predictive:
-    """``samples`` joint draws of the logits as members, the same standard normal numbers for all questions of C."""
+    """``samples`` joint draws of the logits as members, the same standard normal numbers for all questions of C.
+
+    Args:
+        samples: Number of draws S.
+        seed: Names the stream of random numbers; the same seed gives the same result.
+        mean: Mean of the contrasts ``[B, C-1]``; minus infinity at absent options.
+        covariance: Covariance of the contrasts ``[B, C-1, C-1]``.
+    """
 
     def nodes(dimension: int) -> tuple[Tensor, Tensor]:
         source = generator(seed, "laplace", "mc")

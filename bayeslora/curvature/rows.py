@@ -138,7 +138,12 @@ def _largest_square(rows: Tensor, logits: Tensor) -> Tensor:
 
 
 def select_questions(batch: AnswerBatch, keep: Tensor) -> AnswerBatch:
-    """The questions of a batch for which ``keep [B]`` is true, with all of their rows."""
+    """The questions of a batch for which ``keep [B]`` is true, with all of their rows.
+
+    Args:
+        batch: The questions.
+        keep: Which questions stay, bool ``[B]``.
+    """
     here = keep.to(batch.example_of_row.device)
     rows, questions = here[batch.example_of_row].nonzero()[:, 0], keep.nonzero()[:, 0].to(here.device)
     of_rows = ("input_ids", "attention_mask", "option_of_row", "token_type_ids")

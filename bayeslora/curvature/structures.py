@@ -24,7 +24,12 @@ class Accumulator(Protocol):
     """One pass over the training questions."""
 
     def update(self, model: AnswerModel, batch: AnswerBatch) -> Tensor:
-        """Take in B questions; returns their logits ``[B, C]``."""
+        """Take in B questions; returns their logits ``[B, C]``.
+
+        Args:
+            model: The model.
+            batch: The questions.
+        """
         ...
 
     def blocks(self) -> dict[str, Any]:

@@ -38,11 +38,16 @@ register("arc_challenge", lambda: ARC("ARC-Challenge"))
 
 
 class ARCDataModule(MultipleChoiceDataModule):
-    """ARC-Easy or ARC-Challenge.
+    """ARC-Easy or ARC-Challenge (Clark et al., 2018, arXiv:1803.05457).
 
     Args:
         config: ``ARC-Easy`` or ``ARC-Challenge``.
         **kwargs: See :class:`MultipleChoiceDataModule`.
+
+    Example:
+        >>> from bayeslora import ARCDataModule
+        >>> ARCDataModule("ARC-Challenge", labels=100).labels
+        100
     """
 
     def __init__(self, config: str = "ARC-Easy", **kwargs: Any) -> None:

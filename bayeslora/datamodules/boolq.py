@@ -30,10 +30,15 @@ register("boolq", BoolQ)
 
 
 class BoolQDataModule(MultipleChoiceDataModule):
-    """BoolQ.
+    """BoolQ (Clark et al., 2019, arXiv:1905.10044).
 
     Args:
         **kwargs: See :class:`MultipleChoiceDataModule`.
+
+    Example:
+        >>> from bayeslora import BoolQDataModule
+        >>> BoolQDataModule(labels=100).labels
+        100
     """
 
     def __init__(self, **kwargs: Any) -> None:

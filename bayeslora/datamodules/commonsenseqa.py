@@ -28,10 +28,15 @@ register("csqa", CommonsenseQA)
 
 
 class CommonsenseQADataModule(MultipleChoiceDataModule):
-    """CommonsenseQA.
+    """CommonsenseQA (Talmor et al., 2019, arXiv:1811.00937).
 
     Args:
         **kwargs: See :class:`MultipleChoiceDataModule`.
+
+    Example:
+        >>> from bayeslora import CommonsenseQADataModule
+        >>> CommonsenseQADataModule(labels=100).labels
+        100
     """
 
     def __init__(self, **kwargs: Any) -> None:

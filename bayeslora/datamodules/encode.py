@@ -132,7 +132,12 @@ class LabelTokenEncoder:
 
 
 def enough_labels(questions: Sequence[Question], labels: Sequence[Sequence[str]]) -> None:
-    """Check that every option has a label."""
+    """Check that every option has a label.
+
+    Args:
+        questions: The questions.
+        labels: The labels, as text.
+    """
     for question, names in zip(questions, labels, strict=True):
         if len(names) < len(question.options):
             raise UsageError(

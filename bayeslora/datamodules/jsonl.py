@@ -132,6 +132,20 @@ class JSONLDataModule(MultipleChoiceDataModule):
         whole: Take a single file as a test set and leave it whole, to test or predict without training on it.
         classes: Names of the classes of sentences, in the order of their numbers.
         **kwargs: See :class:`MultipleChoiceDataModule`.
+
+    Example:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> from bayeslora import JSONLDataModule
+        >>> row = {"id": "q", "question": "Which is a fruit?", "options": ["an apple", "a chair"], "label": 0}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for split in ("train", "validation", "test"):
+        ...         rows = (json.dumps({**row, "id": f"{split}{k}", "question": f"{split} {k}?"}) for k in range(10))
+        ...         _ = (Path(folder) / f"{split}.jsonl").write_text(chr(10).join(rows))
+        ...     data = JSONLDataModule(folder)
+        ...     data.setup("fit")
+        ...     len(data.train_questions)
+        10
     """
 
     def __init__(self, path: str, whole: bool = False, classes: list[str] | None = None, **kwargs: Any) -> None:

@@ -60,12 +60,17 @@ register_family("mmlu", lambda subjects: MMLU(subjects.split("+")), "subject or 
 
 
 class MMLUDataModule(MultipleChoiceDataModule):
-    """MMLU.
+    """MMLU (Hendrycks et al., 2021, arXiv:2009.03300).
 
     Args:
         subjects: Names of subjects, and of the groups ``stem``, ``social_sciences``, ``cs``, ``eng``, ``law``,
             ``health``, ``chemistry``, ``physics`` and ``all``.
         **kwargs: See :class:`MultipleChoiceDataModule`.
+
+    Example:
+        >>> from bayeslora import MMLUDataModule
+        >>> MMLUDataModule(["law"], labels=100).labels
+        100
     """
 
     def __init__(self, subjects: list[str], **kwargs: Any) -> None:

@@ -65,6 +65,14 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
     Attributes:
         members: The members of an ensemble whose training orders are wanted; with more than one, a training batch is
             a list of batches, one for each.
+
+    Example:
+        >>> from bayeslora import MultipleChoiceDataModule
+        >>> from bayeslora.datamodules.synthetic import Synthetic
+        >>> data = MultipleChoiceDataModule(Synthetic(), labels=20)
+        >>> data.setup("fit")
+        >>> len(data.train_questions)
+        16
     """
 
     def __init__(

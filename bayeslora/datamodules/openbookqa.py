@@ -29,10 +29,15 @@ register("obqa", OpenBookQA)
 
 
 class OpenBookQADataModule(MultipleChoiceDataModule):
-    """OpenBookQA.
+    """OpenBookQA (Mihaylov et al., 2018, arXiv:1809.02789).
 
     Args:
         **kwargs: See :class:`MultipleChoiceDataModule`.
+
+    Example:
+        >>> from bayeslora import OpenBookQADataModule
+        >>> OpenBookQADataModule(labels=100).labels
+        100
     """
 
     def __init__(self, **kwargs: Any) -> None:

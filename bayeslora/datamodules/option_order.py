@@ -11,7 +11,12 @@ from bayeslora.types import AnswerBatch, Predictive
 
 
 def drawn_order(n_options: int, *stream: int | str) -> list[int]:
-    """A random order of the options; ``stream`` names the draw."""
+    """A random order of the options; ``stream`` names the draw.
+
+    Args:
+        n_options: Number C of options.
+        *stream: Names the draw.
+    """
     return permutation(n_options, "options", *stream)
 
 
@@ -20,6 +25,10 @@ def orders(n_options: int, count: int) -> list[tuple[int, ...]]:
 
     They are cyclic shifts of the source's order, then of further random ones (the same in every run), so that each
     option has stood at each place equally often whenever ``count`` is a multiple of ``n_options``.
+
+    Args:
+        n_options: Number C of options.
+        count: How many orders.
     """
     blocks = [list(range(n_options))]
     blocks += [drawn_order(n_options, block) for block in range(1, -(-count // n_options))]

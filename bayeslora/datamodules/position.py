@@ -17,6 +17,10 @@ def position(trainer: Any) -> tuple[int, int]:
 def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Check that the order of the data is still the one of the checkpoint.
 
+    Args:
+        saved: What the checkpoint keeps of the order of the data.
+        now: The same for the run that goes on.
+
     Raises:
         UsageError: what has changed.
     """

@@ -76,7 +76,12 @@ class Prompting:
         return kind(writer, tokenizer, self.max_length)
 
     def rows(self, questions: Sequence[Question], tokenizer: Any) -> Rows:
-        """Questions as tokens for an evaluation, each in as many orders of its options as are averaged over."""
+        """Questions as tokens for an evaluation, each in as many orders of its options as are averaged over.
+
+        Args:
+            questions: The questions.
+            tokenizer: The tokenizer.
+        """
         encoder = self.encoder(tokenizer)
         if self.permutations == 1:
             return Rows([[item] for item in encoder.encode(questions)])

@@ -24,6 +24,11 @@ class Question:
         context: A passage in front of the question; the first sentence of a sentence pair.
         true_probs: The true distribution over the options, where it is known.
         marks: The source's own label of each option (A, B, .. or 1, 2, ..), where it has any.
+
+    Example:
+        >>> from bayeslora import Question
+        >>> Question("q1", "Which is a fruit?", ("an apple", "a chair"), label=0).reordered((1, 0)).label
+        1
     """
 
     id: str
@@ -106,6 +111,10 @@ def from_options(row: Mapping[str, Any], fallback_id: str) -> Question:
     """A question from the plain schema ``{"id", "question", "options": [..], "label": int, "context"}``.
 
     A label that is missing, null or -1 is not known.
+
+    Args:
+        row: The row, as read from JSON.
+        fallback_id: The id of a row that has none.
 
     Raises:
         ValueError: what is wrong with the row.

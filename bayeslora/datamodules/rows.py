@@ -65,7 +65,13 @@ class ShuffledOptions(Rows):
 
 
 def in_orders(questions: Sequence[Question], encoder: LabelTokenEncoder, count: int) -> list[list[Encoded]]:
-    """Each question with its options in ``count`` orders, the source's first."""
+    """Each question with its options in ``count`` orders, the source's first.
+
+    Args:
+        questions: The questions.
+        encoder: Turns a question into tokens.
+        count: Number of orders.
+    """
     plans = [orders(len(question.options), count) for question in questions]
     flat = [question.reordered(order) for question, plan in zip(questions, plans, strict=True) for order in plan]
     encoded = iter(encoder.encode(flat))

@@ -16,12 +16,24 @@ T = TypeVar("T")
 
 
 def permutation(n: int, *stream: int | str) -> list[int]:
-    """A random order of ``n`` things; ``stream`` names the draw, and other names give unrelated draws."""
+    """A random order of ``n`` things; ``stream`` names the draw, and other names give unrelated draws.
+
+    Args:
+        n: How many things.
+        *stream: Names the draw.
+    """
     return torch.randperm(n, generator=generator(*stream)).tolist()
 
 
 def order(seed: int, epoch: int, n: int, member: int = 0) -> list[int]:
-    """The order of ``n`` questions in an epoch; every (seed, member, epoch) has an unrelated one."""
+    """The order of ``n`` questions in an epoch; every (seed, member, epoch) has an unrelated one.
+
+    Args:
+        seed: The run's seed.
+        epoch: Number of the epoch, from 0.
+        n: How many things.
+        member: Id of the member of an ensemble that is trained.
+    """
     return permutation(n, seed, "order", member, epoch)
 
 
@@ -149,5 +161,10 @@ class EvalBatches:
 
 
 def chunks(values: list[T], size: int) -> list[list[T]]:
-    """Consecutive pieces of ``size`` values, the last one shorter where it does not divide."""
+    """Consecutive pieces of ``size`` values, the last one shorter where it does not divide.
+
+    Args:
+        values: What is cut.
+        size: Length of a piece.
+    """
     return [values[start : start + size] for start in range(0, len(values), size)]

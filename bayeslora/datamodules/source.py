@@ -49,7 +49,12 @@ class Benchmark:
         return False
 
     def parse(self, row: Row, fallback_id: str) -> Question:
-        """A question from a row of the source; a ValueError or KeyError says what is wrong with the row."""
+        """A question from a row of the source; a ValueError or KeyError says what is wrong with the row.
+
+        Args:
+            row: The row, as a mapping of its columns.
+            fallback_id: The id of a row that has none.
+        """
         raise NotImplementedError
 
     def load(self, split: str, data_dir: str | None) -> list[Question]:
@@ -80,7 +85,16 @@ class Benchmark:
 def read_source(
     repository: str, config: str | None, folder: str, split: str, data_dir: str | None, parse: Parse
 ) -> list[Question]:
-    """The questions of one split, from ``data_dir/folder/split.jsonl`` or else from the hub."""
+    """The questions of one split, from ``data_dir/folder/split.jsonl`` or else from the hub.
+
+    Args:
+        repository: Its name on the hub, ``owner/name``.
+        config: The name of a configuration of the dataset; None for the only one.
+        folder: Name of the benchmark's folder in ``data_dir``.
+        split: ``train``, ``validation`` or ``test``, as the source names it.
+        data_dir: Folder of local JSONL files; None takes the hub.
+        parse: Makes a question of a row.
+    """
     if data_dir is not None:
         return read_jsonl(Path(data_dir) / folder / f"{split}.jsonl", parse, split)
     rows = ((f"{repository}, {split} row {i}", row) for i, row in enumerate(hub_rows(repository, config, split)))
@@ -147,7 +161,13 @@ def _parse_all(rows: Iterable[tuple[str, Row]], parse: Parse, split: str, labell
 
 
 def hub_rows(repository: str, config: str | None, split: str) -> Iterable[Row]:
-    """The rows of a split of a dataset on the Hugging Face hub, or in its local cache."""
+    """The rows of a split of a dataset on the Hugging Face hub, or in its local cache.
+
+    Args:
+        repository: Its name on the hub, ``owner/name``.
+        config: The name of a configuration of the dataset; None for the only one.
+        split: ``train``, ``validation`` or ``test``, as the source names it.
+    """
     import datasets
 
     try:

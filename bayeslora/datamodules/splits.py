@@ -26,7 +26,14 @@ class Parts(NamedTuple):
 
 
 def load_split(benchmark: Benchmark, split: str, protocol: Protocol, data_dir: str | None) -> list[Question]:
-    """The questions of a split that the protocol uses."""
+    """The questions of a split that the protocol uses.
+
+    Args:
+        benchmark: Where the rows are and how one becomes a question.
+        split: ``train``, ``validation`` or ``test``, as the source names it.
+        protocol: How questions become prompts.
+        data_dir: Folder of local JSONL files; None takes the hub.
+    """
     questions = benchmark.load(split, data_dir)
     return [question for question in questions if protocol.keeps(benchmark.task, question)]
 
@@ -108,14 +115,24 @@ def fifth(pool: Sequence[Question]) -> int:
 
 
 def divide(pool: Sequence[Question], seed: int) -> Divided:
-    """A seeded four fifths to train on and one fifth (rounded up) to validate on, each in its original order."""
+    """A seeded four fifths to train on and one fifth (rounded up) to validate on, each in its original order.
+
+    Args:
+        pool: The labelled questions.
+        seed: Names the stream of random numbers; the same seed gives the same result.
+    """
     chosen = set(permutation(len(pool), seed, "validation")[: fifth(pool)])
     rest = [question for i, question in enumerate(pool) if i not in chosen]
     return rest, [question for i, question in enumerate(pool) if i in chosen]
 
 
 def shared_questions(first: Iterable[Question], second: Iterable[Question]) -> list[tuple[str, str]]:
-    """Ids of questions of ``first`` that stand word for word in ``second`` too, with the ids they have there."""
+    """Ids of questions of ``first`` that stand word for word in ``second`` too, with the ids they have there.
+
+    Args:
+        first: Questions.
+        second: Other questions, in which those of ``first`` are looked for.
+    """
     ids = {question.content: question.id for question in first}
     return [(ids[question.content], question.id) for question in second if question.content in ids]
 

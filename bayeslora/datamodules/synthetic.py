@@ -54,6 +54,13 @@ class SyntheticDataModule(MultipleChoiceDataModule):
 
     Args:
         **kwargs: See :class:`MultipleChoiceDataModule`.
+
+    Example:
+        >>> from bayeslora import SyntheticDataModule
+        >>> data = SyntheticDataModule(labels=20, batch_size=4, max_test=8)
+        >>> data.setup("fit")
+        >>> len(data.train_questions)
+        16
     """
 
     def __init__(self, **kwargs: Any) -> None:

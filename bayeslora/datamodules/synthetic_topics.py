@@ -92,13 +92,23 @@ def _family(names: tuple[str, ...], n_words: int, rng: random.Random) -> tuple[T
 
 
 def topic_posterior(document: list[int], options: list[Topic]) -> tuple[float, ...]:
-    """p*(y | x) of a topic question ``[C]``: Bayes' rule over the options, each as likely as the next beforehand."""
+    """p*(y | x) of a topic question ``[C]``: Bayes' rule over the options, each as likely as the next beforehand.
+
+    Args:
+        document: The words, as indices into the vocabulary.
+        options: The topics that are offered.
+    """
     scores = [sum(topic.log_probs[w] for w in document) for topic in options]
     masses = [math.exp(score - max(scores)) for score in scores]
     return tuple(mass / sum(masses) for mass in masses)
 
 
 def parity_posterior(document: list[int], n_options: int) -> tuple[float, ...]:
-    """p*(y | x) of a parity question ``[C]``: the sum of the words' indices modulo C, but for a little noise."""
+    """p*(y | x) of a parity question ``[C]``: the sum of the words' indices modulo C, but for a little noise.
+
+    Args:
+        document: The words, as indices into the vocabulary.
+        n_options: Number C of options.
+    """
     answer = sum(document) % n_options
     return tuple((1 - PARITY_NOISE) * (y == answer) + PARITY_NOISE / n_options for y in range(n_options))

@@ -12,6 +12,10 @@ from bayeslora.models.pretrained import cannot_load, resolve_pretrained
 def load_tokenizer(tokenizer: Any, revision: str | None = None) -> Any:
     """A Hugging Face tokenizer from its name or folder; one that is loaded already is taken as it is.
 
+    Args:
+        tokenizer: A tokenizer, or the name or folder of one.
+        revision: Branch, tag or commit on the hub; None takes the newest.
+
     Raises:
         UsageError: no such tokenizer.
     """
@@ -46,7 +50,12 @@ def as_written(control: bool) -> dict[str, bool]:
 
 
 def control_token(tokenizer: Any, text: str) -> str | None:
-    """The first control token of a tokenizer that is written out in a text."""
+    """The first control token of a tokenizer that is written out in a text.
+
+    Args:
+        tokenizer: A tokenizer, or the name or folder of one.
+        text: The text that may hold a control token.
+    """
     return next((token for token in tokenizer.all_special_tokens if token in text), None)
 
 
@@ -76,6 +85,10 @@ class LabelTokens:
 
     def find(self, labels: Sequence[str], prompt: str) -> list[int]:
         """One token for each label, all distinct.
+
+        Args:
+            labels: The labels, as text.
+            prompt: The text that the label follows, which decides how the label is cut into tokens.
 
         Raises:
             UsageError: a label that is not one token, or two labels that share theirs.

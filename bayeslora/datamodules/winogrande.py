@@ -39,11 +39,16 @@ register("winogrande_m", lambda: WinoGrande("m"))
 
 
 class WinoGrandeDataModule(MultipleChoiceDataModule):
-    """WinoGrande.
+    """WinoGrande (Sakaguchi et al., 2020, arXiv:1907.10641).
 
     Args:
         size: Of the training set: ``s`` (640) or ``m`` (2,558).
         **kwargs: See :class:`MultipleChoiceDataModule`.
+
+    Example:
+        >>> from bayeslora import WinoGrandeDataModule
+        >>> WinoGrandeDataModule(labels=100).labels
+        100
     """
 
     def __init__(self, size: str = "s", **kwargs: Any) -> None:

@@ -39,7 +39,12 @@ class PromptWriter:
         self.separator = protocol.separator
 
     def write(self, question: Question, shots: int | None = None) -> Prompt:
-        """The text up to the answer slot, with ``shots`` examples (all by default)."""
+        """The text up to the answer slot, with ``shots`` examples (all by default).
+
+        Args:
+            question: The question.
+            shots: How many worked examples stand in front; None for all there are.
+        """
         body = self.protocol.prompt(self.task, question)
         worked = f"{self.protocol.system}\n\n" if self.protocol.system else ""
         worked += "".join(f"{asked}{self.separator}{label}\n\n" for asked, label in self._worked(question, shots))

@@ -48,7 +48,12 @@ class Outcome:
 
 
 def count_answered(rule: DecisionRule, answers: Answers) -> dict[float, Outcome]:
-    """For each risk of the rule, how many of the labelled questions its threshold answers and how many wrongly."""
+    """For each risk of the rule, how many of the labelled questions its threshold answers and how many wrongly.
+
+    Args:
+        rule: The fitted decision rule.
+        answers: What a method predicted for N questions, with their labels.
+    """
     measured = decision_scores(answers)
     wrong = ~scores.correct(answers.probs, answers.label)
     found = {}
@@ -60,7 +65,12 @@ def count_answered(rule: DecisionRule, answers: Answers) -> dict[float, Outcome]
 
 
 def set_outcomes(rule: DecisionRule, answers: Answers) -> dict[str, tuple[Outcome, float]]:
-    """For each kind of prediction set, how many miss the right option, and how many options a set holds on average."""
+    """For each kind of prediction set, how many miss the right option, and how many options a set holds on average.
+
+    Args:
+        rule: The fitted decision rule.
+        answers: What a method predicted for N questions, with their labels.
+    """
     noise = uniform_noise(keys_of(answers))
     found = {}
     for each in rule.sets:
@@ -77,6 +87,10 @@ def decision_numbers(rule: DecisionRule, answers: Answers) -> dict[str, float]:
     the answers that are wrong; missing where nothing is answered) and ``answered_5_kept`` (1 where the error is at most
     the risk or nothing is answered, else 0). For each kind of set: ``set_lac_size`` (options on average) and
     ``set_lac_missed`` (fraction of the sets without the right option).
+
+    Args:
+        rule: The fitted decision rule.
+        answers: What a method predicted for N questions, with their labels.
     """
     found: dict[str, float] = {}
     for risk, outcome in count_answered(rule, answers).items():
@@ -91,7 +105,12 @@ def decision_numbers(rule: DecisionRule, answers: Answers) -> dict[str, float]:
 
 
 def decision_intervals(rule: DecisionRule, answers: Answers) -> dict[str, list[float]]:
-    """Exact 95 % intervals of the errors and of the shares of missing options, by the same names."""
+    """Exact 95 % intervals of the errors and of the shares of missing options, by the same names.
+
+    Args:
+        rule: The fitted decision rule.
+        answers: What a method predicted for N questions, with their labels.
+    """
     errors = {f"answered_{100 * risk:g}_error": o for risk, o in count_answered(rule, answers).items() if o.total}
     missed = {f"set_{method}_missed": o for method, (o, _) in set_outcomes(rule, answers).items()}
     return {name: list(outcome.interval) for name, outcome in (errors | missed).items()}

@@ -82,6 +82,10 @@ def option_scores(probs: Tensor, noise: Tensor, method: str, penalty: float = 0.
 def conformal_quantile(scores: Tensor, alpha: float) -> float:
     r"""The :math:`\lceil (n+1)(1-\alpha) \rceil`-th smallest of n scores; infinite where there are fewer than that.
 
+    Args:
+        scores: Nonconformity scores of n calibration questions.
+        alpha: How often a set may miss the right option.
+
     >>> conformal_quantile(torch.arange(1.0, 100.0), 0.1)
     90.0
     """
@@ -113,6 +117,13 @@ def choose_penalty(probs: Tensor, label: Tensor, options: Tensor, noise: Tensor,
     k is the rank within which the right option lies with probability 1 - ``alpha``; lambda the one of five that gives
     the smallest sets on these questions.
 
+    Args:
+        probs: Probabilities of the options ``[N, C]``; 0 where there is no such option.
+        label: Index of the right option ``[N]``.
+        options: Number of options of each question ``[N]``.
+        noise: Uniform noise in [0, 1) of each question ``[N]``.
+        alpha: How often a set may miss the right option.
+
     Returns:
         Lambda and k.
     """
@@ -127,7 +138,12 @@ def choose_penalty(probs: Tensor, label: Tensor, options: Tensor, noise: Tensor,
 
 
 def with_top(sets: Tensor, probs: Tensor) -> Tensor:
-    """The sets, with the most probable option put into those that are empty; coverage only grows by that."""
+    """The sets, with the most probable option put into those that are empty; coverage only grows by that.
+
+    Args:
+        sets: Which options each set holds, bool ``[N, C]``.
+        probs: Probabilities of the options ``[N, C]``; 0 where there is no such option.
+    """
     top = torch.nn.functional.one_hot(probs.argmax(-1), probs.shape[1]).bool()
     return sets | (top & ~sets.any(-1, keepdim=True))
 

@@ -55,6 +55,19 @@ class DecisionRule:
         method: The method whose predictions it belongs to; a rule means nothing for those of another.
         selection: Number of questions from which the thresholds to test were taken.
         calibration: Number of questions on which they were tested.
+
+    Example:
+        >>> import torch
+        >>> from bayeslora.decisions.rule import fit_rule
+        >>> from bayeslora.metrics.answers import Answers
+        >>> n = 400
+        >>> probs = torch.tensor([[0.9, 0.1]], dtype=torch.float64).expand(n, 2)
+        >>> answers = Answers(
+        ...     probs, torch.zeros(n, dtype=torch.long), torch.full((n,), 2), probs[:, None], key=torch.arange(n)
+        ... )
+        >>> rule = fit_rule(answers, answers, "mle")
+        >>> bool(rule(answers).abstain.any())  # all these questions are answered right
+        False
     """
 
     promises: tuple[Promise, ...]
@@ -78,6 +91,10 @@ class DecisionRule:
 
     def at(self, risk: float | None = None, set_method: str | None = None) -> DecisionRule:
         """The same rule, deciding by another of its risks or giving another of its kinds of sets.
+
+        Args:
+            risk: One of the risks that the rule was fitted for; None keeps the present one.
+            set_method: One of its kinds of prediction sets (``lac``, ``aps``, ``raps``); None keeps the present one.
 
         Raises:
             UsageError: If it was not fitted for that.

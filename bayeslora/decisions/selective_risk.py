@@ -92,6 +92,11 @@ def fewest(risk: float, delta: float, wrong: int = 0) -> int:
 
     Without an error it is :math:`\lceil \ln\delta / \ln(1 - \alpha) \rceil`.
 
+    Args:
+        risk: The fraction of wrong answers that is allowed.
+        delta: The probability with which the promise may fail.
+        wrong: How many of the answers are wrong.
+
     >>> fewest(0.05, 0.1), fewest(0.05, 0.1, wrong=1)
     (45, 77)
     """
@@ -106,6 +111,11 @@ def fewest(risk: float, delta: float, wrong: int = 0) -> int:
 
 def upper_bound(answered: int, wrong: int, delta: float) -> float:
     """Clopper and Pearson's bound: the smallest risk that so many answers prove with confidence 1 - ``delta``.
+
+    Args:
+        answered: How many questions are answered.
+        wrong: How many of the answers are wrong.
+        delta: The probability with which the promise may fail.
 
     >>> round(upper_bound(200, 5, 0.1), 5)
     0.04588
@@ -155,6 +165,11 @@ def limits(selection: Tensor, wrong: Tensor, questions: int, risk: float, delta:
 
 def most_errors(answered: int, risk: float, delta: float) -> int:
     """The most wrong answers among so many with which a risk is still proven; -1 where so few answers prove nothing.
+
+    Args:
+        answered: How many questions are answered.
+        risk: The fraction of wrong answers that is allowed.
+        delta: The probability with which the promise may fail.
 
     >>> most_errors(200, 0.05, 0.1), most_errors(44, 0.05, 0.1)
     (5, -1)

@@ -143,6 +143,10 @@ def cells(grid: Grid) -> list[Cell]:
 def cell_of(grid: Grid, key: str) -> Cell:
     """A cell by its key; its seed may be another than those of the grid.
 
+    Args:
+        grid: The grid of runs.
+        key: The cell's key, as it stands in the grid's tables.
+
     Raises:
         UsageError: no such key.
     """
@@ -157,7 +161,12 @@ def cell_of(grid: Grid, key: str) -> Cell:
 
 
 def training_cell(grid: Grid, cell: Cell) -> Cell:
-    """The cell whose training a cell uses; itself, where it trains or needs no training."""
+    """The cell whose training a cell uses; itself, where it trains or needs no training.
+
+    Args:
+        grid: The grid of runs.
+        cell: The cell.
+    """
     method = grid.training(cell.method)
     return replace(cell, method=method, folder=grid.out / cell.dataset / method / f"seed-{cell.seed}")
 

@@ -50,7 +50,12 @@ def free_port() -> int:
 
 
 def environment_record(environment: Mapping[str, str], threads: int) -> dict[str, Any]:
-    """What a cell saw, for its run folder."""
+    """What a cell saw, for its run folder.
+
+    Args:
+        environment: The environment variables of the process.
+        threads: Number of CPU threads of a cell.
+    """
     return {"host": platform.node(), "devices": environment.get(DEVICES), "threads": threads}
 
 

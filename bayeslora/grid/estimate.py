@@ -51,7 +51,12 @@ def estimate(cell: Cell, cells: Sequence[Cell]) -> Estimate | None:
 
 
 def estimates_table(grid: Grid, cells: Sequence[Cell]) -> Table:
-    """The cells, what they have done and what they will cost; below, what is left together."""
+    """The cells, what they have done and what they will cost; below, what is left together.
+
+    Args:
+        grid: The grid of runs.
+        cells: The cells of the table.
+    """
     table = Table(title=f"{grid.title}: {len(cells)} cells in {grid.out}", title_justify="left")
     for name in ("cell", "status", "time", "memory", "estimated from"):
         table.add_column(name, justify="right" if name in ("time", "memory") else "left", no_wrap=name == "cell")

@@ -40,7 +40,12 @@ class Progress:
         self._live = None
 
     def changed(self, cell: Cell, status: str) -> None:
-        """Take up a cell's new status."""
+        """Take up a cell's new status.
+
+        Args:
+            cell: The cell.
+            status: Its new status, in one word.
+        """
         self.states[cell] = status
         if self._live is not None:
             self._live.update(self.table(), refresh=True)

@@ -80,7 +80,12 @@ class Grid:
         return method if above is None else self.training(above)
 
     def parts(self, method: str, dataset: str) -> list[Part]:
-        """What makes a cell's configuration, from left to right: what is common, the dataset, the method on its own."""
+        """What makes a cell's configuration, from left to right: what is common, the dataset, the method on its own.
+
+        Args:
+            method: A row of the grid.
+            dataset: A dataset of the grid.
+        """
         rows: list[Part] = []
         name: str | None = method
         while name is not None:
@@ -90,6 +95,11 @@ class Grid:
 
     def narrowed(self, methods: Sequence[str], datasets: Sequence[str], seeds: Sequence[int]) -> Grid:
         """The same grid with some of its rows, datasets and seeds; nothing given leaves all. Needed trainings stay.
+
+        Args:
+            methods: The rows to keep; empty for all.
+            datasets: The datasets to keep; empty for all.
+            seeds: The seeds to keep; empty for all.
 
         Raises:
             UsageError: a method or a dataset that the grid does not have.

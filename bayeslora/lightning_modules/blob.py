@@ -27,7 +27,7 @@ OPTIMISERS = ("one", "two")
 
 
 class BLoBModule(VariationalModule):
-    r"""Bayesian LoRA by backpropagation (Wang et al., 2024).
+    r"""Bayesian LoRA by backpropagation (Wang et al., 2024, arXiv:2406.11675).
 
     A is Gaussian, entry by entry, with mean M and standard deviation :math:`\Omega = G \circ G`; B is a point. The loss
     of micro-batch i is
@@ -59,6 +59,13 @@ class BLoBModule(VariationalModule):
         common: ``kl_schedule`` and ``kl_weight``, as for :class:`VariationalModule`; ``samples`` and ``predict``, as
             for :class:`GaussianModule`, or ``flipout``; ``optimisation``, ``support``, ``chunk`` and ``seed``, as for
             :class:`MultipleChoiceModule`.
+
+    Example:
+        >>> from bayeslora import Backbone, BLoBModule, LoRA
+        >>> module = BLoBModule(Backbone("embedded"), LoRA(r=4), init_std=0.01)
+        >>> module.configure_model()
+        >>> any(name.endswith("std_root") for name in module.trainable())
+        True
     """
 
     predictions = ("weights", "flipout", "linearised")

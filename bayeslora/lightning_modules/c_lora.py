@@ -29,6 +29,8 @@ RELEASE_FACTOR = 1e-6  # on the KL, beside one over the number of sites
 class CLoRAModule(MultipleChoiceModule):
     r"""LoRA with a random r x r matrix E between B and A, whose law a small network sets from the input.
 
+    Contextual low-rank adaptation (Rahmati et al., 2025, arXiv:2505.17773).
+
     The loss of a batch b is
 
     .. math:: L = \frac{1}{|b|} \sum_{i \in b} -\log p(y_i \mid x_i, E) + w \sum_l KL(q(E^l \mid x) \| N(0, \beta^2))
@@ -66,6 +68,13 @@ class CLoRAModule(MultipleChoiceModule):
         samples: Number of draws of E at test time; 0 predicts with its mean.
         coherent: A draw at test time is one function: the same noise for all questions and tokens.
         common: ``optimisation``, ``support``, ``chunk`` and ``seed``, as for :class:`MultipleChoiceModule`.
+
+    Example:
+        >>> from bayeslora import CLoRAModule, LoRA
+        >>> module = CLoRAModule(lora=LoRA(r=4), context="sequence")
+        >>> module.configure_model()
+        >>> any(".lora_E." in name for name in module.trainable())
+        True
     """
 
     own_entries = (".lora_E.",)

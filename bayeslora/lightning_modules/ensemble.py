@@ -33,7 +33,9 @@ __all__ = ["LoRAEnsemble"]
 
 
 class LoRAEnsemble(MultipleChoiceModule):
-    r"""M LoRA members on one frozen base (Balabanov & Linander, 2024; Wang, Aitchison & Rudolph, 2023).
+    r"""M LoRA members on one frozen base.
+
+    Balabanov & Linander, 2024, arXiv:2402.12264; Wang, Aitchison & Rudolph, 2023, arXiv:2310.00035.
 
     The members are stacked: every trainable parameter is ``[M, *shape]`` under its usual name, and one forward and one
     backward pass train them all. The loss is the sum of the members' own losses
@@ -64,6 +66,13 @@ class LoRAEnsemble(MultipleChoiceModule):
         share_data_order: Give all members the batches of member 0.
         members_per_pass: How many members to train in one pass, to save memory; None trains all.
         common: ``optimisation``, ``support``, ``chunk`` and ``seed``, as for :class:`MultipleChoiceModule`.
+
+    Example:
+        >>> from bayeslora import LoRA, LoRAEnsemble
+        >>> ensemble = LoRAEnsemble(lora=LoRA(r=4), members=3)
+        >>> ensemble.configure_model()
+        >>> {len(parameter) for parameter in ensemble.trainable().values()}
+        {3}
     """
 
     store: Path | str | None = None  # folder of finished members to predict with

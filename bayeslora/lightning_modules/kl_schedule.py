@@ -28,7 +28,12 @@ def cyclic_share(step: int, cycle: int) -> float:
 
 
 def constant_share(step: int, cycle: int) -> float:
-    """Share of the KL where every step of a cycle of M has the same, 1/M."""
+    """Share of the KL where every step of a cycle of M has the same, 1/M.
+
+    Args:
+        step: The micro-step, counted from 0.
+        cycle: Number M of micro-steps in a cycle.
+    """
     return 1 / cycle
 
 
@@ -87,7 +92,14 @@ class KLSchedule:
 
     @classmethod
     def of_release(cls, questions: int, batch_size: int, processes: int = 1, weight: float = 1.0) -> KLSchedule:
-        """As BLoB was released: a cycle of :func:`release_cycle` micro-steps, whatever an epoch is; sum ``weight``."""
+        """As BLoB was released: a cycle of :func:`release_cycle` micro-steps, whatever an epoch is; sum ``weight``.
+
+        Args:
+            questions: Number of training questions.
+            batch_size: Questions in a batch of one process.
+            processes: How many processes share the training.
+            weight: What the shares of a cycle add up to.
+        """
         return cls("cyclic", release_cycle(questions, batch_size, processes), weight)
 
     def weight(self, step: int) -> float:

@@ -17,7 +17,7 @@ __all__ = ["LoRAModule"]
 
 
 class LoRAModule(MultipleChoiceModule):
-    r"""LoRA fine-tuning (Hu et al., 2021) by maximum likelihood or maximum a posteriori.
+    r"""LoRA fine-tuning (Hu et al., 2021, arXiv:2106.09685) by maximum likelihood or maximum a posteriori.
 
     The loss of a batch b is
 
@@ -36,6 +36,11 @@ class LoRAModule(MultipleChoiceModule):
         prior_std: Standard deviation sigma of the Gaussian prior in the loss; None for maximum likelihood.
         samples: Number of dropout draws at test time; 0 predicts with the weights alone.
         common: ``optimisation``, ``support``, ``chunk`` and ``seed``, as for :class:`MultipleChoiceModule`.
+
+    Example:
+        >>> from bayeslora import Backbone, LoRA, LoRAModule
+        >>> LoRAModule(Backbone("embedded"), LoRA(r=4, dropout=0.1), samples=10).method
+        'mc_dropout_10'
     """
 
     def __init__(

@@ -35,7 +35,12 @@ class MemberStates:
         return tuple(place for place, own in enumerate(self.status) if own in status)
 
     def fail(self, place: int, reason: str) -> None:
-        """Note that a member can train no further."""
+        """Note that a member can train no further.
+
+        Args:
+            place: The member's place in the stack.
+            reason: Why it stopped, in words.
+        """
         self.status[place], self.reason[place] = FAILED, reason
 
     def validated(self, place: int, nll: float, weights: Mapping[str, Tensor]) -> None:

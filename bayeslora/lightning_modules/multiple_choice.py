@@ -194,7 +194,12 @@ class MultipleChoiceModule(L.LightningModule):
         return AnswerOutput(*(None if part is None else part[None] for part in parts))  # type: ignore[arg-type]
 
     def answer_logits(self, batch: AnswerBatch, samples: Samples | None = None) -> Tensor:
-        """Logits ``[S, B, C]`` of S samples, or of :meth:`default_samples`."""
+        """Logits ``[S, B, C]`` of S samples, or of :meth:`default_samples`.
+
+        Args:
+            batch: The questions.
+            samples: The S functions to evaluate; None takes :meth:`default_samples`.
+        """
         return self.answers(batch, samples).logits
 
     def predictive(self, batch: AnswerBatch) -> Predictive:
@@ -202,7 +207,12 @@ class MultipleChoiceModule(L.LightningModule):
         return self.sampled(batch, self._bank or self.test_samples())
 
     def sampled(self, batch: AnswerBatch, samples: Samples | None = None) -> Predictive:
-        """The prediction of S samples as equally weighted members; their log-sum-exp is kept for label tokens."""
+        """The prediction of S samples as equally weighted members; their log-sum-exp is kept for label tokens.
+
+        Args:
+            batch: The questions.
+            samples: The S functions to evaluate; None takes :meth:`default_samples`.
+        """
         output = self.answers(batch, samples, "logsumexp" if self.backbone.readout == "label_token" else "none")
         stop_at_nan(output.logits.masked_fill(~batch.answer_mask, 0.0), batch, "a logit")
         return Predictive.from_logits(output.logits, output.logsumexp)
@@ -269,7 +279,12 @@ class MultipleChoiceModule(L.LightningModule):
         return None
 
     def nll(self, batch: AnswerBatch, samples: Samples) -> Tensor:
-        """Mean negative log-likelihood of the labels under one sample, over the support of the loss."""
+        """Mean negative log-likelihood of the labels under one sample, over the support of the loss.
+
+        Args:
+            batch: The questions.
+            samples: The S functions to evaluate; None takes :meth:`default_samples`.
+        """
         if self.support == "full_vocab":
             output = self.answers(batch, samples, "logsumexp")
             if output.logsumexp is None:
@@ -285,7 +300,12 @@ class MultipleChoiceModule(L.LightningModule):
         return self.scheduled(self.adamw(self.parameter_groups()))
 
     def adamw(self, groups: list[dict[str, Any]], eps: float = 1e-8) -> torch.optim.AdamW:
-        """AdamW at this run's rate and decay, where a group has none of its own."""
+        """AdamW at this run's rate and decay, where a group has none of its own.
+
+        Args:
+            groups: Parameter groups, as torch's optimisers take them.
+            eps: Added to the denominator of AdamW's step.
+        """
         own = self.optimisation
         return torch.optim.AdamW(groups, lr=own.learning_rate, weight_decay=own.weight_decay, eps=eps)
 

@@ -69,7 +69,12 @@ class Optimisation:
         return cls(**flat)
 
     def schedule(self, optimizer: Optimizer, total: int) -> LambdaLR:
-        """The course of the rate over a run of ``total`` optimiser steps, as torch's scheduler."""
+        """The course of the rate over a run of ``total`` optimiser steps, as torch's scheduler.
+
+        Args:
+            optimizer: The optimiser.
+            total: Number of optimiser steps of the run.
+        """
         return LambdaLR(optimizer, partial(warmup_decay, warmup=self.warmup, total=total, decay=self.decay))
 
 

@@ -37,6 +37,10 @@ class PredictionPath:
     def claim(self, owner: str, predict: Predict) -> None:
         """Predict with ``predict`` instead of the current weights. Claiming again under one name replaces the claim.
 
+        Args:
+            owner: Name of the callback, as errors say it.
+            predict: From a batch to its prediction.
+
         Raises:
             UsageError: another owner has claimed the path: two posteriors cannot both make one prediction.
         """
@@ -46,7 +50,12 @@ class PredictionPath:
         self._claims[owner] = predict
 
     def append(self, owner: str, transform: Transform) -> None:
-        """Apply ``transform`` after what is on the path already; under a name already there it replaces that one."""
+        """Apply ``transform`` after what is on the path already; under a name already there it replaces that one.
+
+        Args:
+            owner: Name of the callback, as errors say it.
+            transform: From a prediction to the one that replaces it.
+        """
         self._transforms[owner] = transform
 
     def release(self, owner: str) -> None:

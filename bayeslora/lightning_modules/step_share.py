@@ -33,7 +33,12 @@ class StepShare:
     batches: float = 1.0
 
     def of(self, loss: Tensor, penalty: Tensor | None) -> Tensor:
-        """The loss to minimise, from the mean over questions and what does not depend on them."""
+        """The loss to minimise, from the mean over questions and what does not depend on them.
+
+        Args:
+            loss: Mean loss of the questions of the micro-batch.
+            penalty: What does not depend on the questions, such as a prior; None where there is none.
+        """
         loss = loss if self.questions == 1 else self.questions * loss
         if penalty is None:
             return loss

@@ -13,13 +13,24 @@ def bin_index(confidence: Tensor, n_bins: int) -> Tensor:
 
     The edges are compared in the dtype of the confidence, so that k/n itself always falls into the bin it closes, and 1
     into the last bin (torchmetrics 1.9 opens one bin more for it, its issue 3510).
+
+    Args:
+        confidence: Confidences between 0 and 1 ``[N]``.
+        n_bins: Number of bins.
     """
     inner = (torch.arange(1, n_bins, dtype=torch.float64, device=confidence.device) / n_bins).to(confidence.dtype)
     return torch.bucketize(confidence.contiguous(), inner)
 
 
 def bin_sums(confidence: Tensor, correct: Tensor, index: Tensor, n_bins: int) -> Tensor:
-    """Count, summed confidence and summed correctness of each bin, float64 ``[3, n_bins]``."""
+    """Count, summed confidence and summed correctness of each bin, float64 ``[3, n_bins]``.
+
+    Args:
+        confidence: Confidences between 0 and 1 ``[N]``.
+        correct: Whether each answer is right ``[N]``.
+        index: The bin of each answer ``[N]``, from :func:`bin_index`.
+        n_bins: Number of bins.
+    """
     columns = torch.stack([torch.ones_like(confidence), confidence, correct.to(confidence.dtype)]).double()
     zeros = torch.zeros(3, n_bins, dtype=torch.float64, device=confidence.device)
     return zeros.index_add_(1, index, columns)

@@ -69,7 +69,12 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
 
 @cache
 def student_quantile(degrees: int, level: float = LEVEL) -> float:
-    """The t with P(abs(T) <= t) = ``level`` for Student's law with this many degrees of freedom."""
+    """The t with P(abs(T) <= t) = ``level`` for Student's law with this many degrees of freedom.
+
+    Args:
+        degrees: Degrees of freedom, one less than the number of values.
+        level: Probability within the interval.
+    """
     return float(stdtrit(degrees, (1 + level) / 2))
 
 

@@ -36,6 +36,11 @@ def average_precision(score: Tensor, positive: Tensor, weight: Tensor | None = N
     r"""Area under the precision-recall curve, :math:`\sum_t (R_t - R_{t-1}) P_t` over thresholds t from the highest.
 
     Arguments and result as of :func:`auroc`.
+
+    Args:
+        score: Scores ``[..., N]``; higher means rather positive.
+        positive: Whether each belongs to the positive group, bool ``[..., N]``.
+        weight: Weight of each ``[..., N]``; None weighs all alike.
     """
     hits, misses = _by_threshold(score, positive, weight)
     found = hits.cumsum(-1)
@@ -47,6 +52,11 @@ def fpr_at_tpr(score: Tensor, positive: Tensor, weight: Tensor | None = None) ->
     """Smallest rate of false positives among the thresholds that find at least 95 % of the positives.
 
     Arguments and result as of :func:`auroc`.
+
+    Args:
+        score: Scores ``[..., N]``; higher means rather positive.
+        positive: Whether each belongs to the positive group, bool ``[..., N]``.
+        weight: Weight of each ``[..., N]``; None weighs all alike.
     """
     hits, misses = _by_threshold(score, positive, weight)
     recall = hits.cumsum(-1) / hits.sum(-1, keepdim=True)

@@ -64,7 +64,12 @@ def squares(roots: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def like(flat: Tensor, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parts of a tensor ``[..., sum of sizes]`` in the shapes of some others, ``[..., *shape]``."""
+    """Parts of a tensor ``[..., sum of sizes]`` in the shapes of some others, ``[..., *shape]``.
+
+    Args:
+        flat: The parts, one behind another ``[..., sum of sizes]``.
+        named: Name to a tensor of the shape that its part gets.
+    """
     parts = flat.split([value.numel() for value in named.values()], -1)
     pairs = zip(named.items(), parts, strict=True)
     return {name: part.unflatten(-1, value.shape) for (name, value), part in pairs}

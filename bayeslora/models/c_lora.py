@@ -87,7 +87,12 @@ class ContextualModule(nn.Module):
         return getattr(self, name)(x)  # type: ignore[no-any-return]
 
     def before_up(self, up: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The hook in front of B: what arrives there, times E."""
+        """The hook in front of B: what arrives there, times E.
+
+        Args:
+            up: The layer B.
+            args: What it is called with.
+        """
         return self(args[0]), *args[1:]
 
     def forward(self, z: Tensor) -> Tensor:
@@ -151,6 +156,11 @@ def divergence(mean: Tensor, rho: Tensor, prior_std: float) -> Tensor:
         \qquad \sigma = \mathrm{sigmoid}(\rho)^2
 
     The logarithm is taken of :math:`\rho`, so that neither value nor gradient is lost where :math:`\sigma` underflows.
+
+    Args:
+        mean: Means :math:`\mu` of the entries.
+        rho: The raw parameters :math:`\rho` of the standard deviations, of the same shape.
+        prior_std: The prior's standard deviation :math:`\beta`.
     """
     square = (_variance(rho) + mean.square()) / (2 * prior_std**2)
     return square - 2 * logsigmoid(rho) + (math.log(prior_std) - 0.5)

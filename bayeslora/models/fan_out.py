@@ -42,7 +42,12 @@ class FanOut:
 
     @contextmanager
     def active(self, batch: AnswerBatch, samples: Samples | None) -> Iterator[None]:
-        """Within the block, the trunk fed with the batch's R rows leaves its last layer with S * R rows."""
+        """Within the block, the trunk fed with the batch's R rows leaves its last layer with S * R rows.
+
+        Args:
+            batch: The questions.
+            samples: The S samples; None for the current weights without noise.
+        """
         state = site_state(batch, samples)
         with self._passing(state, len(batch.input_ids), self._first_sampled(samples), state.groups):
             yield
@@ -96,7 +101,12 @@ class FanOut:
 
 
 def site_state(batch: AnswerBatch, samples: Samples | None) -> SiteState:
-    """The state of the sites for one pass over a batch and its samples."""
+    """The state of the sites for one pass over a batch and its samples.
+
+    Args:
+        batch: The questions.
+        samples: The S samples; None for the current weights without noise.
+    """
     mask = batch.prompt_mask
     if samples is None:
         return SiteState(mask=mask)
@@ -120,6 +130,11 @@ def tail_state(state: SiteState, batch: AnswerBatch, whole: WholeLabels) -> Site
     """The state of the output layer's sites, which meet the end of every row alone: where labels are predicted.
 
     What sums a row up there is the prompt's last token, as where that is the only one.
+
+    Args:
+        state: The state of the whole pass.
+        batch: The questions.
+        whole: The labels of several tokens.
     """
     last = (noise_positions(batch) == 1) & batch.prompt_mask.bool()
     positions = None if state.positions is None else state.positions[:, -whole.reach :]

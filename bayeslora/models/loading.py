@@ -45,6 +45,11 @@ class Backbone:
         gradient_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
         adapter: An existing peft LoRA adapter to start from instead of a fresh one: its folder, or its id on the hub
             (``owner/name``, ``owner/name@revision``), of which tensors and JSON alone are read.
+
+    Example:
+        >>> from bayeslora import Backbone
+        >>> Backbone("embedded", dtype="float32").quantization
+        'none'
     """
 
     pretrained: str = "embedded"
@@ -64,13 +69,18 @@ class Backbone:
 
 @dataclass
 class LoRA:
-    """The trained low-rank update ``alpha / r * B A`` of each target's weight (Hu et al., 2021).
+    """The trained low-rank update ``alpha / r * B A`` of each target's weight (Hu et al., 2021, arXiv:2106.09685).
 
     Attributes:
         r: Rank.
         alpha: Numerator of the scale.
         dropout: Rate of the dropout in front of A.
         target_modules: Names of the linear layers to adapt, or ``all-linear``.
+
+    Example:
+        >>> from bayeslora import LoRA
+        >>> LoRA(r=4, target_modules=["q_proj", "v_proj"]).alpha
+        16.0
     """
 
     r: int = 8
@@ -87,6 +97,10 @@ class LoRA:
 
 def config_of(kind: type[T], value: T | dict[str, Any] | None) -> T:
     """A configuration dataclass from itself, from the plain dict a checkpoint holds, or from nothing.
+
+    Args:
+        kind: The dataclass.
+        value: What was given.
 
     Raises:
         UsageError: a key the dataclass does not have.
@@ -158,6 +172,10 @@ def initialise(parameters: Mapping[str, Tensor], *seed: int | str) -> None:
 
     Each parameter has a stream of its own, named by ``seed`` and its name, so that a member of an ensemble starts the
     same whoever trains beside it.
+
+    Args:
+        parameters: Name to parameter, which is written in place.
+        *seed: Names the stream of the draws.
     """
     for name, parameter in parameters.items():
         if ".lora_B." in name:

@@ -68,7 +68,13 @@ def encoder_mask(config: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def finish_encoder_mask(trunk: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A hook in front of an encoder: the model around it makes ``[R, T]`` of whatever mask it is given."""
+    """A hook in front of an encoder: the model around it makes ``[R, T]`` of whatever mask it is given.
+
+    Args:
+        trunk: The encoder.
+        args: What it is called with by position.
+        kwargs: What it is called with by name, the mask among it.
+    """
     mask = kwargs.get("attention_mask")
     if mask is None:
         return None

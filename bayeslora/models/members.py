@@ -20,6 +20,10 @@ from bayeslora.types import AnswerBatch, Samples, WholeLabels
 def stack_members(network: nn.Module, count: int) -> None:
     """Replace every trainable parameter ``[*shape]`` by ``count`` copies of it, ``[count, *shape]``, of the same name.
 
+    Args:
+        network: The network, which is changed in place.
+        count: Number M of members.
+
     Raises:
         UsageError: a trainable parameter that is not a linear map's.
     """
@@ -36,7 +40,12 @@ def stack_members(network: nn.Module, count: int) -> None:
 
 @contextmanager
 def as_member(network: nn.Module, place: int) -> Iterator[None]:
-    """Within the block the network has one member's weights as its parameters, ``[*shape]``; then the stack again."""
+    """Within the block the network has one member's weights as its parameters, ``[*shape]``; then the stack again.
+
+    Args:
+        network: The network, which is changed in place.
+        place: The member's place in the stack.
+    """
     stacked = []
     for module in network.modules():
         if isinstance(module, SiteLinear):
@@ -197,7 +206,12 @@ class _Backpropagated(torch.autograd.Function):
 
 
 def rows_of(optimizer: torch.optim.Optimizer, places: list[int]) -> list[tuple[Tensor, list[int], Tensor]]:
-    """Copies of the parameters and the optimiser's state of the members at some places."""
+    """Copies of the parameters and the optimiser's state of the members at some places.
+
+    Args:
+        optimizer: The optimiser of the stack.
+        places: The members' places in the stack.
+    """
     if not places:
         return []
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -60,7 +60,12 @@ def _sent(draws: Tensor, device: torch.device) -> Tensor:
 
 
 def row_hash(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """A hash of the real tokens of each row and of their order, int64 ``[R]``; the same under any padding."""
+    """A hash of the real tokens of each row and of their order, int64 ``[R]``; the same under any padding.
+
+    Args:
+        input_ids: Token ids ``[R, T]``.
+        attention_mask: One at real tokens, zero at padding ``[R, T]``.
+    """
     places = _mix(positions_from_last(attention_mask) * _GOLDEN)
     return (_mix(places ^ _mix(input_ids * _SECOND)) * attention_mask).sum(-1)
 
@@ -109,7 +114,12 @@ class KnownSites:
         return self._blocks.setdefault(kind, {})
 
     def numbers(self, kind: Kind, device: torch.device) -> Tensor:
-        """Their numbers on the device ``[L]``."""
+        """Their numbers on the device ``[L]``.
+
+        Args:
+            kind: The kind of noise that the sites ask for.
+            device: Where to put it.
+        """
         sites, numbers = self.of(kind), self._numbers.get((kind, device))
         if numbers is None or len(numbers) != len(sites):
             numbers = self._numbers[kind, device] = torch.tensor(list(sites), device=device)
@@ -178,7 +188,13 @@ class Tokens:
 
 
 def uniform(tokens: Tokens, site: int, channels: int) -> Tensor:
-    """Uniform noise in [0, 1) for the activations at one site, float32 ``[N, T, D]``; see :func:`random_bits`."""
+    """Uniform noise in [0, 1) for the activations at one site, float32 ``[N, T, D]``; see :func:`random_bits`.
+
+    Args:
+        tokens: The tokens that noise is drawn for ``[N, T]``.
+        site: Number of the site; different sites have unrelated noise.
+        channels: Number D of channels at the site.
+    """
     return (random_bits(tokens, site, channels) >> 40).to(torch.float32).mul_(2.0**-24).add_(0.5)
 
 
@@ -186,6 +202,12 @@ def normal(tokens: Tokens, site: int, channels: int, block: str | None = None) -
     """Standard normal noise for the activations at one site, float32 ``[N, T, D]``; see :func:`random_bits`.
 
     The inverse distribution function at 2^24 equally spaced points: no draw is beyond 5.4.
+
+    Args:
+        tokens: The tokens that noise is drawn for ``[N, T]``.
+        site: Number of the site; different sites have unrelated noise.
+        channels: Number D of channels at the site.
+        block: Names a further independent draw at the same site; None for the first.
     """
 
     def made(bits: Tensor) -> Tensor:
@@ -198,7 +220,16 @@ def normal(tokens: Tokens, site: int, channels: int, block: str | None = None) -
 def dropout_factors(
     tokens: Tokens, site: int, channels: int, rate: float, dtype: torch.dtype, block: str | None = None
 ) -> Tensor:
-    """What dropout multiplies by, ``[N, T, D]``: 1 / (1 - rate) where :func:`uniform` is ``rate`` or more, else 0."""
+    """What dropout multiplies by, ``[N, T, D]``: 1 / (1 - rate) where :func:`uniform` is ``rate`` or more, else 0.
+
+    Args:
+        tokens: The tokens that noise is drawn for ``[N, T]``.
+        site: Number of the site; different sites have unrelated noise.
+        channels: Number D of channels at the site.
+        rate: Probability of a zero.
+        dtype: The dtype of the result.
+        block: Names a further independent draw at the same site; None for the first.
+    """
 
     def made(bits: Tensor) -> Tensor:
         return (bits >= math.floor((rate - 0.5) * 2**24) << 40).to(dtype).div_(1 - rate)
@@ -207,7 +238,15 @@ def dropout_factors(
 
 
 def signs(tokens: Tokens, site: int, channels: int, dtype: torch.dtype, block: str | None = None) -> Tensor:
-    """Fair signs -1 and 1 for the activations at one site, ``[N, T, D]``; 32 channels share a :func:`random_bits`."""
+    """Fair signs -1 and 1 for the activations at one site, ``[N, T, D]``; 32 channels share a :func:`random_bits`.
+
+    Args:
+        tokens: The tokens that noise is drawn for ``[N, T]``.
+        site: Number of the site; different sites have unrelated noise.
+        channels: Number D of channels at the site.
+        dtype: The dtype of the result.
+        block: Names a further independent draw at the same site; None for the first.
+    """
     words = -(-channels // 32)
 
     def made(bits: Tensor) -> Tensor:

@@ -16,7 +16,13 @@ def resolve_pretrained(name: str) -> str:
 
 
 def cannot_load(what: str, name: str, error: Exception) -> UsageError:
-    """The refusal of a model or tokenizer that does not load: damaged where it lies, or not found anywhere."""
+    """The refusal of a model or tokenizer that does not load: damaged where it lies, or not found anywhere.
+
+    Args:
+        what: ``model`` or ``tokenizer``.
+        name: Its name or folder, as given.
+        error: What the library raised.
+    """
     if (Path(name) / ADAPTER_CONFIG).exists() and not (Path(name) / "config.json").exists():
         return UsageError(
             f"{name} is a peft adapter, not a {what}; give --model.backbone.adapter {name}, and "

@@ -55,6 +55,10 @@ class SiteState:
         """All tokens to draw noise for, or the ``last`` of each row alone; None where there is no noise.
 
         It is one object for the whole pass and its recomputation.
+
+        Args:
+            last: Whether noise is drawn for the last token of each row alone.
+            known: The sites that are known to ask for noise.
         """
         if self.keys is None or self.positions is None:
             return None
@@ -110,7 +114,14 @@ class SiteLinear(nn.Linear):
 
     @classmethod
     def adopt(cls, linear: nn.Linear, name: str, site: int, context: SiteContext) -> SiteLinear:
-        """A site that holds the parameters of ``linear``; ``name`` is its module path without the adapter's name."""
+        """A site that holds the parameters of ``linear``; ``name`` is its module path without the adapter's name.
+
+        Args:
+            linear: The layer that is replaced.
+            name: Its module path without the adapter's name.
+            site: Number of the site; different sites have unrelated noise.
+            context: Holds what the rows of a pass are; all sites of a model share it.
+        """
         module = cls(linear.in_features, linear.out_features, bias=False, device="meta")
         module.weight, module.bias = linear.weight, linear.bias
         module.name, module.site, module.block, module.context = name, site, block_of(name), context
@@ -163,7 +174,14 @@ class SiteDropout(nn.Dropout):
 
     @classmethod
     def adopt(cls, dropout: nn.Dropout, name: str, site: int, context: SiteContext) -> SiteDropout:
-        """A site with the rate of ``dropout``; ``site`` tells its noise from that of the others."""
+        """A site with the rate of ``dropout``; ``site`` tells its noise from that of the others.
+
+        Args:
+            dropout: The layer that is replaced.
+            name: Its module path without the adapter's name.
+            site: Number of the site; different sites have unrelated noise.
+            context: Holds what the rows of a pass are; all sites of a model share it.
+        """
         module = cls(dropout.p)
         module.site, module.block, module.context = site, block_of(name), context
         return module.train(dropout.training)

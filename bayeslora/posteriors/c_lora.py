@@ -41,6 +41,10 @@ class ContextualPosterior:
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Refused.
 
+        Args:
+            n: How many draws.
+            generator: Source of the noise, on the CPU; the same state gives the same draws.
+
         Raises:
             UsageError: always.
         """

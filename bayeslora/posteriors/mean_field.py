@@ -60,7 +60,12 @@ class MeanField(OnDevice):
         return dict(self._std)
 
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """``n`` joint draws, name to ``[n, *shape]``; the first few do not depend on how many follow."""
+        """``n`` joint draws, name to ``[n, *shape]``; the first few do not depend on how many follow.
+
+        Args:
+            n: How many draws.
+            generator: Source of the noise, on the CPU; the same state gives the same draws.
+        """
         draws: dict[str, list[Tensor]] = {name: [] for name in self._std}
         for _ in range(n):
             for name, std in self._std.items():

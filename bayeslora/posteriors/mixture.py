@@ -43,6 +43,10 @@ class Mixture:
 
         With n a multiple of M, draws ``m * n / M`` onwards are component m's: S samples of M members are M * S samples
         labelled (m, s).
+
+        Args:
+            n: How many draws.
+            generator: Source of the noise, on the CPU; the same state gives the same draws.
         """
         per, rest = divmod(n, len(self.components))
         counts = [per + (index < rest) for index in range(len(self.components))]
@@ -55,5 +59,10 @@ class Mixture:
 
     @classmethod
     def from_components(cls, components: Sequence[Posterior], state: Mapping[str, Any]) -> Mixture:
-        """The mixture of components that were read back."""
+        """The mixture of components that were read back.
+
+        Args:
+            components: The M components.
+            state: The mixture's own state, as plain values.
+        """
         return cls(components)

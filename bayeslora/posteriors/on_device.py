@@ -17,7 +17,12 @@ class OnDevice:
     _placed: tuple[Hashable, Any] | None = None
 
     def placed(self, place: Hashable, make: Callable[[], T]) -> T:
-        """What ``make`` made for a place (a device, a dtype), until another place is asked for."""
+        """What ``make`` made for a place (a device, a dtype), until another place is asked for.
+
+        Args:
+            place: What tells places apart, for example a device and a dtype.
+            make: Makes it for that place.
+        """
         if self._placed is None or self._placed[0] != place:
             self._placed = place, make()
         return self._placed[1]  # type: ignore[no-any-return]

@@ -28,7 +28,12 @@ class Point:
         return dict(self._value)
 
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The value ``n`` times over, name to ``[n, *shape]``."""
+        """The value ``n`` times over, name to ``[n, *shape]``.
+
+        Args:
+            n: How many draws.
+            generator: Source of the noise, on the CPU; the same state gives the same draws.
+        """
         return {name: value.expand(n, *value.shape).clone() for name, value in self._value.items()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -61,7 +61,12 @@ class ScalaBLPosterior:
         return dict(self._scale_std)
 
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """``n`` joint draws, name to ``[n, *shape]``; the first few do not depend on how many follow."""
+        """``n`` joint draws, name to ``[n, *shape]``; the first few do not depend on how many follow.
+
+        Args:
+            n: How many draws.
+            generator: Source of the noise, on the CPU; the same state gives the same draws.
+        """
         draws: dict[str, list[Tensor]] = {name: [] for name in self._scale_mean}
         for _ in range(n):
             for name, spread in self._relative().items():
@@ -106,5 +111,10 @@ class ScalaBLPosterior:
 
 
 def scaled_rows(mean: Tensor, deviation: Tensor) -> Tensor:
-    r"""One draw of A from its mean ``[r, in]``: :math:`\mathrm{diag}(1 + d) A` of relative deviations d ``[r]``."""
+    r"""One draw of A from its mean ``[r, in]``: :math:`\mathrm{diag}(1 + d) A` of relative deviations d ``[r]``.
+
+    Args:
+        mean: The mean of A ``[r, in]``.
+        deviation: Relative deviations d of its rows ``[r]``.
+    """
     return mean + (deviation[:, None] * mean).to(mean.dtype)

@@ -40,12 +40,22 @@ _REMEDY = "restore the folder from a copy, or fit or test the run again with --o
 
 
 def state_of(kind: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Entries ``kind/name`` of a flat state from a mapping of names to tensors."""
+    """Entries ``kind/name`` of a flat state from a mapping of names to tensors.
+
+    Args:
+        kind: The first part of the entries' names.
+        parameters: Name to tensor.
+    """
     return {f"{kind}/{name}": tensor for name, tensor in parameters.items()}
 
 
 def parameters_of(kind: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The inverse of :func:`state_of`: the entries under ``kind/``."""
+    """The inverse of :func:`state_of`: the entries under ``kind/``.
+
+    Args:
+        kind: The first part of the entries' names.
+        state: The flat state.
+    """
     prefix = f"{kind}/"
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
@@ -60,6 +70,15 @@ def save_posterior(
         directory: Its folder.
         adapter_config: peft's configuration as a dict; None for parameters that are not peft's.
         base: Fingerprint of the base model the parameters belong to.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from bayeslora import load_posterior, save_posterior
+        >>> from bayeslora.posteriors.point import Point
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_posterior(Point({"layer.weight": torch.ones(2, 2)}), f"{folder}/posterior")
+        ...     load_posterior(f"{folder}/posterior").mean()["layer.weight"].sum()
+        tensor(4.)
     """
     with replacing_folder(directory) as folder:
         _write(posterior, folder, adapter_config, base)
@@ -74,6 +93,14 @@ def load_posterior(directory: Path | str, base: str | None = None) -> Posterior:
 
     Raises:
         UsageError: no posterior there, one that is damaged, of an unknown family, or of another base.
+
+    Example:
+        >>> from bayeslora import UsageError, load_posterior
+        >>> try:
+        ...     load_posterior("no such folder")
+        ... except UsageError:
+        ...     print("there is no posterior in it")
+        there is no posterior in it
     """
     folder = Path(directory)
     record = _record(folder)
@@ -158,6 +185,11 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
 def check_same_parameters(given: Mapping[str, Tensor], wanted: Mapping[str, torch.Tensor], what: str) -> None:
     """Refuse parameters of other names or shapes.
+
+    Args:
+        given: The parameters to check.
+        wanted: Parameters of the right names and shapes.
+        what: What the message calls it.
 
     Raises:
         UsageError: naming the first difference.

@@ -148,6 +148,10 @@ class Moments:
     def check(self, parameters: Mapping[str, Tensor], what: str) -> None:
         """Refuse parameters of other names or shapes.
 
+        Args:
+            parameters: Name to tensor.
+            what: What the message calls it.
+
         Raises:
             UsageError: naming the first difference.
         """
@@ -155,6 +159,11 @@ class Moments:
 
     def posterior(self, mode: str, scale: float, divisor: str) -> SWAGPosterior:
         """The Gaussian of what was collected, see :class:`SWAGPosterior`; it does not change with later snapshots.
+
+        Args:
+            mode: ``full``, ``diag`` or ``swa``, see :class:`SWAGPosterior`.
+            scale: Factor on the covariance.
+            divisor: By what sums of squared deviations are divided, see :class:`SWAGPosterior`.
 
         Raises:
             UsageError: fewer than two snapshots (one for ``swa``), or options that are not allowed.
@@ -266,7 +275,12 @@ class SWAGPosterior(OnDevice):
         return self.layout.split(deviation.square() + low_rank.square().sum(0))
 
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """``n`` joint draws, name to ``[n, *shape]``; the first few do not depend on how many follow."""
+        """``n`` joint draws, name to ``[n, *shape]``; the first few do not depend on how many follow.
+
+        Args:
+            n: How many draws.
+            generator: Source of the noise, on the CPU; the same state gives the same draws.
+        """
         draws = []
         for _ in range(n):
             z1 = torch.randn(self.layout.size, generator=generator, device="cpu")
@@ -274,7 +288,12 @@ class SWAGPosterior(OnDevice):
         return self.layout.split(torch.stack(draws))
 
     def at(self, z1: Tensor, z2: Tensor) -> Tensor:
-        """The flat weights ``[P]`` that standard normal ``z1 [P]`` and ``z2 [rows]`` stand for."""
+        """The flat weights ``[P]`` that standard normal ``z1 [P]`` and ``z2 [rows]`` stand for.
+
+        Args:
+            z1: Standard normal numbers of the diagonal part ``[P]``.
+            z2: Standard normal numbers of the low-rank part ``[rows]``.
+        """
         deviation, low_rank = self._factors
         return self._mean + deviation * z1 + z2 @ low_rank
 
@@ -339,6 +358,12 @@ class SWAGPosterior(OnDevice):
 
 def check_options(mode: str, scale: float, divisor: str, rank: int) -> None:
     """Refuse options that make no Gaussian.
+
+    Args:
+        mode: ``full``, ``diag`` or ``swa``, see :class:`SWAGPosterior`.
+        scale: Factor on the covariance.
+        divisor: By what sums of squared deviations are divided, see :class:`SWAGPosterior`.
+        rank: Most deviations that are kept.
 
     Raises:
         UsageError: an unknown mode or divisor, a negative scale, too small a rank.

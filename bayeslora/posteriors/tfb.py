@@ -62,7 +62,12 @@ class TFBPosterior:
         return cls(mean, {down: noise_root(mean[up]) for down, up in ups.items()}, dict.fromkeys(ups, 0.0))
 
     def scaled(self, sigma: float | Mapping[str, float], record: Mapping[str, Any] | None = None) -> TFBPosterior:
-        """The posterior of another sigma: one for all, or by the name of the A, 0 where none is given."""
+        """The posterior of another sigma: one for all, or by the name of the A, 0 where none is given.
+
+        Args:
+            sigma: The standard deviation: one number, or the name of an A to its own.
+            record: What is kept of how sigma was found; None keeps the present record.
+        """
         given = sigma if isinstance(sigma, Mapping) else dict.fromkeys(self._root, sigma)
         return TFBPosterior(self._mean, self._root, {name: given.get(name, 0.0) for name in self._root}, record)
 
@@ -71,7 +76,12 @@ class TFBPosterior:
         return dict(self._mean)
 
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """``n`` joint draws, name to ``[n, *shape]``; the first few do not depend on how many follow, nor on sigma."""
+        """``n`` joint draws, name to ``[n, *shape]``; the first few do not depend on how many follow, nor on sigma.
+
+        Args:
+            n: How many draws.
+            generator: Source of the noise, on the CPU; the same state gives the same draws.
+        """
         draws: dict[str, list[Tensor]] = {name: [] for name in self._root}
         for _ in range(n):
             for name, root in self._root.items():

@@ -78,7 +78,12 @@ def save_plots(datasets: Mapping[str, Answers], directory: Path) -> list[Path]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Save a figure as PNG, whole or not at all."""
+    """Save a figure as PNG, whole or not at all.
+
+    Args:
+        figure: The figure, which is closed.
+        path: The file to write.
+    """
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=200)
     return path
@@ -91,6 +96,10 @@ def reliability(datasets: Mapping[str, Answers], n_bins: int = 15) -> Figure:
     The band holds the accuracy of a bin with 95 % probability if every confidence in it is the chance of being right
     (exactly: the count of right answers is then Poisson-binomial), so a point outside it is no accident. Bins of fewer
     than 10 questions say little; they are hollow and have no band.
+
+    Args:
+        datasets: Answers by name of the dataset.
+        n_bins: Number of bins of confidence.
     """
     rows = -(-len(datasets) // 4)
     columns = -(-len(datasets) // rows)
@@ -126,7 +135,13 @@ def legend_below(figure: Figure, *axes: Axes, further: Sequence[tuple[Any, str]]
 
 
 def draw_reliability(axes: Axes, answers: Answers, n_bins: int) -> None:
-    """Draw one reliability diagram, with the ECE and its floor as title."""
+    """Draw one reliability diagram, with the ECE and its floor as title.
+
+    Args:
+        axes: The axes to draw on.
+        answers: What a method predicted for N questions, with their labels.
+        n_bins: Number of bins of confidence.
+    """
     confidence, correct = scores.confidence(answers.probs), scores.correct(answers.probs, answers.label)
     index = bin_index(confidence, n_bins)
     count, confidence_sum, correct_sum = bin_sums(confidence, correct, index, n_bins).numpy()
@@ -141,7 +156,14 @@ def draw_reliability(axes: Axes, answers: Answers, n_bins: int) -> None:
 
 
 def draw_band(axes: Axes, answers: Answers, n_bins: int, colour: str = SKY) -> None:
-    """Draw where the accuracy of each bin of 10 questions or more lies if its confidences are true."""
+    """Draw where the accuracy of each bin of 10 questions or more lies if its confidences are true.
+
+    Args:
+        axes: The axes to draw on.
+        answers: What a method predicted for N questions, with their labels.
+        n_bins: Number of bins of confidence.
+        colour: Colour of the band.
+    """
     confidence = scores.confidence(answers.probs)
     index = bin_index(confidence, n_bins)
     count = torch.bincount(index, minlength=n_bins).numpy()
@@ -154,7 +176,13 @@ def draw_band(axes: Axes, answers: Answers, n_bins: int, colour: str = SKY) -> N
 
 
 def draw_counts(axes: Axes, answers: Answers, n_bins: int) -> None:
-    """Draw how many questions are in each bin, with mean confidence and accuracy as lines."""
+    """Draw how many questions are in each bin, with mean confidence and accuracy as lines.
+
+    Args:
+        axes: The axes to draw on.
+        answers: What a method predicted for N questions, with their labels.
+        n_bins: Number of bins of confidence.
+    """
     confidence, correct = scores.confidence(answers.probs), scores.correct(answers.probs, answers.label)
     count = torch.bincount(bin_index(confidence, n_bins), minlength=n_bins).numpy()
     bar: dict[str, Any] = {"color": GREY, "edgecolor": "white", "linewidth": 0.4}
@@ -205,7 +233,12 @@ def line_styles() -> Iterator[dict[str, Any]]:
 
 @mpl.rc_context(STYLE)
 def uncertainty_right_wrong(answers: Answers, name: str) -> Figure:
-    """How uncertain the method was of what it got right and of what it got wrong."""
+    """How uncertain the method was of what it got right and of what it got wrong.
+
+    Args:
+        answers: What a method predicted for N questions, with their labels.
+        name: The dataset's name.
+    """
     right = scores.correct(answers.probs, answers.label)
     figure = Figure(figsize=(9.2, 2.8), layout="constrained")
     panels = _score_panels(figure)

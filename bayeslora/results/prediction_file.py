@@ -69,7 +69,12 @@ class PredictionFile:
 
 
 def write_predictions(predictions: PredictionFile, path: Path) -> None:
-    """Write ``predictions.parquet``, whole or not at all."""
+    """Write ``predictions.parquet``, whole or not at all.
+
+    Args:
+        predictions: The answers of every dataset, with the method and the seed.
+        path: The file to write.
+    """
     table = pa.concat_tables([_table(name, answers) for name, answers in predictions.datasets.items()])
     header = {
         "schema": CONTRACT_VERSION,

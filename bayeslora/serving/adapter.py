@@ -43,6 +43,21 @@ def kept_of_adapter(
 ) -> Kept:
     """All that answers questions, see :meth:`bayeslora.serving.predictor.Predictor.from_adapter`.
 
+    Args:
+        base: The base model, by its id on the hub or its folder, or a backbone.
+        adapter: The adapter's folder or its id on the hub.
+        posterior: What is predicted with in the place of the adapter's weights; None takes those.
+        samples: Number S of samples of each component.
+        seed: Names the stream of the samples.
+        temperature: What logits are divided by.
+        protocol: How questions become prompts.
+        task: Name of the task for the protocol.
+        options: The options of every question; None takes each question's own.
+        chat: Whether prompts are put into the tokenizer's chat template.
+        tokenizer: Name or folder of the tokenizer; None takes the base's.
+        max_length: Most tokens of a prompt; None for the base's limit.
+        batch_size: Questions in a pass.
+
     Raises:
         UsageError: what is given does not belong together, or is not there.
     """

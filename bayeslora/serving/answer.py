@@ -23,6 +23,15 @@ class Answer:
         abstain: Whether the question is better left to a person; None likewise.
         reason: Why, in words; empty where it is answered.
         cut: Whether the front of its text was left out, since it was too long.
+
+    Example:
+        >>> from bayeslora import Answer
+        >>> answer = Answer(
+        ...     id="q1", options=("yes", "no"), probs=(0.9, 0.1), choice=0, confidence=0.9,
+        ...     total=0.325, aleatoric=0.3, epistemic=0.025, prediction_set=(0,), abstain=False, reason="", cut=False,
+        ... )
+        >>> answer.options[answer.choice]
+        'yes'
     """
 
     id: str

@@ -54,6 +54,19 @@ def push(
 ) -> str:
     """Upload a run, see :meth:`bayeslora.serving.predictor.Predictor.push_to_hub`.
 
+    Args:
+        kept: All that answers questions.
+        module: The module with the run's weights.
+        run: The run folder; None where there is none.
+        repo: ``owner/name``; made where there is none.
+        base: The base model's id on the hub; None takes the one the run names.
+        private: Whether nobody but the owner sees a repository that is made.
+        license: The licence that the model card names; None names none.
+        commit_message: Of the commit; None takes one that names the method.
+        token: The access token; None takes the one that the machine is logged in with.
+        branch: The branch to write to; None for the main one.
+        create_pr: Whether to open a pull request instead of writing to the branch.
+
     Returns:
         The address of the commit, or of the pull request.
 
@@ -89,7 +102,17 @@ def write(
     base: str | None,
     license: str | None,
 ) -> None:
-    """Write the repository's files into a folder: nothing else of a run is published."""
+    """Write the repository's files into a folder: nothing else of a run is published.
+
+    Args:
+        kept: All that answers questions.
+        module: The module with the run's weights.
+        run: The run folder; None where there is none.
+        repo: ``owner/name``.
+        folder: Where the files are written.
+        base: The base model's id on the hub; None takes the one the run names.
+        license: The licence that the model card names; None names none.
+    """
     public = _public(kept, module, base)
     name = public.arguments["backbone"]["pretrained"]
     config = {**module.model.adapter_config, "base_model_name_or_path": None if name == EMBEDDED else name}

@@ -24,6 +24,11 @@ class KeepForServing(L.Callback):
     What is kept is the whole path of the test's predictions: the module with the weights that were tested, the
     posterior that a callback predicted with, the temperature, the decision rule, and how questions are asked. A module
     or datamodule of another kind keeps nothing.
+
+    Example:
+        >>> import lightning as L
+        >>> from bayeslora import KeepForServing
+        >>> trainer = L.Trainer(callbacks=[KeepForServing()], logger=False, accelerator="cpu")
     """
 
     def __init__(self) -> None:

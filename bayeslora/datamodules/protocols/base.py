@@ -36,7 +36,12 @@ class Prompt:
     spans: tuple[tuple[int, int], ...] = ()
 
     def moved_into(self, text: str, start: int) -> Prompt:
-        """The same spans within a text that holds this one from character ``start`` on (none where start is -1)."""
+        """The same spans within a text that holds this one from character ``start`` on (none where start is -1).
+
+        Args:
+            text: The longer text.
+            start: Where in it this prompt begins, in characters.
+        """
         return Prompt(text, tuple((a + start, b + start) for a, b in self.spans) if start >= 0 else ())
 
 
@@ -93,11 +98,21 @@ class Protocol:
     extensible: ClassVar[bool] = False
 
     def prompt(self, task: str, question: Question) -> Prompt:
-        """The text up to the answer slot."""
+        """The text up to the answer slot.
+
+        Args:
+            task: Name of the task, for example ``obqa``.
+            question: The question.
+        """
         raise NotImplementedError
 
     def labels(self, task: str, question: Question) -> Sequence[str]:
-        """The label of each answer, as text; its token is what the model is to predict."""
+        """The label of each answer, as text; its token is what the model is to predict.
+
+        Args:
+            task: Name of the task, for example ``obqa``.
+            question: The question.
+        """
         return letters(question)
 
     def saved(self) -> str | dict[str, Any]:
@@ -112,7 +127,12 @@ class Protocol:
         return False
 
     def keeps(self, task: str, question: Question) -> bool:
-        """Whether the protocol uses the question."""
+        """Whether the protocol uses the question.
+
+        Args:
+            task: Name of the task, for example ``obqa``.
+            question: The question.
+        """
         return True
 
     def splits(self, benchmark: Benchmark) -> Splits:

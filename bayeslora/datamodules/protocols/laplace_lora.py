@@ -55,7 +55,12 @@ class LaplaceLoRA(Protocol):
 
 
 def select_one(question: str, options: str) -> Prompt:
-    """The prompt that this release and SWAG-LoRA's share."""
+    """The prompt that this release and SWAG-LoRA's share.
+
+    Args:
+        question: The question's text.
+        options: The options with their labels, as one text.
+    """
     text = f"Select one of the choices that answers the following question: {question} Choices: {options} Answer:"
     return Prompt(text)
 

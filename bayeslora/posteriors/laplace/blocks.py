@@ -34,7 +34,12 @@ class Block(Protocol):
         ...
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
-        """The same block elsewhere: its basis in a dtype, its curvatures in float64."""
+        """The same block elsewhere: its basis in a dtype, its curvatures in float64.
+
+        Args:
+            device: Where to put it.
+            dtype: Of the basis.
+        """
         ...
 
     def scaled(self, factor: float) -> Self:
@@ -92,7 +97,12 @@ class BlockGaussian(OnDevice, ABC, Generic[B]):
         return {name: block.values.flatten() for name, block in self.blocks.items()}
 
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """``n`` draws of every parameter, name to ``[n, *shape]``."""
+        """``n`` draws of every parameter, name to ``[n, *shape]``.
+
+        Args:
+            n: How many draws.
+            generator: Source of the noise, on the CPU; the same state gives the same draws.
+        """
         draws = {}
         for name, mean in self._mean.items():
             draws[name] = mean.expand(n, *mean.shape).clone()
@@ -142,7 +152,12 @@ class BlockGaussian(OnDevice, ABC, Generic[B]):
 
 
 def as_matrix(value: Tensor, leading: int = 0) -> Tensor:
-    """A weight ``[*leading, o, i]`` as it is, a bias ``[*leading, o]`` as ``[*leading, o, 1]``."""
+    """A weight ``[*leading, o, i]`` as it is, a bias ``[*leading, o]`` as ``[*leading, o, 1]``.
+
+    Args:
+        value: The weight or bias.
+        leading: Number of dimensions in front of its own.
+    """
     return value if value.dim() - leading == 2 else value[..., None]
 
 
@@ -153,6 +168,11 @@ def covariance(block: Block, precision: float, jacobian: Tensor) -> Tensor:
         t = U^T J V, \quad J_\perp = J - U t V^T
 
     Both terms are positive semi-definite in any precision, which a difference of two large terms would not be.
+
+    Args:
+        block: The fitted curvature of one parameter.
+        precision: The prior's precision.
+        jacobian: Its Jacobian ``[B, D, o, i]``.
     """
     jacobian = jacobian.to(torch.promote_types(jacobian.dtype, torch.float32))
     rotated = block.rotate(jacobian)
@@ -167,6 +187,11 @@ def draw(block: Block, precision: float, noise: Tensor) -> Tensor:
 
     .. math:: P^{-1/2} \epsilon = \frac{1}{\sqrt\lambda} \left[ \epsilon - U (c \odot U^T \epsilon V) V^T \right],
         \qquad c = 1 - \sqrt{\lambda / (s + \lambda)}
+
+    Args:
+        block: The fitted curvature of one parameter.
+        precision: The prior's precision.
+        noise: Standard normal numbers ``[n, o, i]``.
     """
     shrink = 1 - (precision / (block.values + precision)).sqrt()
     inner = block.back(block.rotate(noise) * shrink.to(noise.dtype))

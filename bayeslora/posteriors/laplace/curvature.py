@@ -31,7 +31,12 @@ class Curvature(Protocol):
         ...
 
     def posterior(self, precisions: Tensor, scale: float = 1.0) -> GaussianPosterior:
-        """The Gaussian under precisions ``[G]``, its covariance times ``scale``."""
+        """The Gaussian under precisions ``[G]``, its covariance times ``scale``.
+
+        Args:
+            precisions: The prior's precision of each group of weights ``[G]``.
+            scale: Factor on the covariance.
+        """
         ...
 
     def eigenvalues(self) -> Tensor:
@@ -72,7 +77,12 @@ class BlockCurvature:
         return
 
     def posterior(self, precisions: Tensor, scale: float = 1.0) -> BlockGaussian[Any]:
-        """See :class:`Curvature`."""
+        """See :class:`Curvature`.
+
+        Args:
+            precisions: The prior's precision of each group of weights ``[G]``.
+            scale: Factor on the covariance.
+        """
         per_name = {
             name: precision
             for names, precision in zip(self.groups.values(), precisions.tolist(), strict=True)

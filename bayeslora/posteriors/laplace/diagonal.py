@@ -28,7 +28,12 @@ class DiagonalBlock:
         return True
 
     def to(self, device: torch.device, dtype: torch.dtype) -> DiagonalBlock:
-        """The same block on another device."""
+        """The same block on another device.
+
+        Args:
+            device: Where to put it.
+            dtype: Not used: a diagonal has no basis, and its curvatures stay in float64.
+        """
         return DiagonalBlock(self.values.to(device))
 
     def scaled(self, factor: float) -> DiagonalBlock:

@@ -151,6 +151,11 @@ class Fit:
 def distances(mean: Mapping[str, Tensor], initial: Mapping[str, Tensor] | None, centre: str) -> dict[str, Tensor]:
     """The weights less the prior's centre, parameter name to a float64 value.
 
+    Args:
+        mean: The trained weights, by parameter name.
+        initial: The weights that training began with; None where they are not known.
+        centre: Where the prior is centred: ``zero``, ``initial`` or ``trained``.
+
     Raises:
         UsageError: an unknown centre, or initial weights that are not known.
     """

@@ -103,6 +103,10 @@ class FullPosterior(OnDevice):
 
         :math:`\theta + v + \sqrt{c}\, \Lambda^{-1/2} (I - V^T M V) \epsilon` for standard normal :math:`\epsilon`,
         with the k x k matrix M of which :math:`(I - V^T M V)^2 = (I + V^T \mathrm{diag}(s) V)^{-1}`.
+
+        Args:
+            n: How many draws.
+            generator: Source of the noise, on the CPU; the same state gives the same draws.
         """
         draws = {name: mean.expand(n, *mean.shape).clone() for name, mean in self._mean.items()}
         for name, value in (self.shift or {}).items():

@@ -49,11 +49,21 @@ class Directions:
         self.budget, self.dtype, self.tolerance = budget, dtype, tolerance
 
     def most(self, size: int, rows: int) -> int:
-        """How many of ``rows`` directions over ``size`` parameters the budget allows."""
+        """How many of ``rows`` directions over ``size`` parameters the budget allows.
+
+        Args:
+            size: Number of parameters.
+            rows: Number of rows m.
+        """
         return int(min(self.budget / (size * self.dtype.itemsize), rows))
 
     def kept(self, s: Tensor, precision: Mapping[str, float]) -> Tensor:
-        """Those of the curvatures s, largest first, whose directions are kept: by the budget and by the tolerance."""
+        """Those of the curvatures s, largest first, whose directions are kept: by the budget and by the tolerance.
+
+        Args:
+            s: The curvatures ``[m]``, largest first.
+            precision: Parameter name to the prior's precision.
+        """
         few = s[: self.most(sum(self.mean[name].numel() for name in precision), len(s))]
         return few[few / (1 + few) > self.tolerance]
 
@@ -62,6 +72,12 @@ class Directions:
 
         Columns are cast as they come, so that no more than a few of them are ever held in wide numbers. The inner
         products of what is kept, times the precision, are added to ``products [k, k]``.
+
+        Args:
+            combine: Coefficients ``[k, m]`` of the rows.
+            name: The parameter's name.
+            precision: Parameter name to the prior's precision.
+            products: Inner products ``[k, k]``, which are added to in place.
         """
         columns = columns_of({name: value.numel() for name, value in self.mean.items()})[name]
         directions = torch.empty(len(combine), columns.stop - columns.start, dtype=self.dtype, device="cpu")
@@ -74,7 +90,12 @@ class Directions:
         return directions.view(len(combine), *self.mean[name].shape)
 
     def moved(self, amount: Tensor, name: str) -> Tensor:
-        """``amount [m]`` times one parameter's rows, ``[*shape]``."""
+        """``amount [m]`` times one parameter's rows, ``[*shape]``.
+
+        Args:
+            amount: Coefficient of each row ``[m]``.
+            name: The parameter's name.
+        """
         columns = columns_of({name: value.numel() for name, value in self.mean.items()})[name]
         parts = [amount @ self.shards.columns(ROWS, piece).to(amount) for piece in pieces(columns.start, columns.stop)]
         return torch.cat(parts).view(self.mean[name].shape).cpu()

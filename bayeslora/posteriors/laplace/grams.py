@@ -133,7 +133,12 @@ def columns_of(sizes: Mapping[str, int]) -> dict[str, slice]:
 
 
 def contrasts_of(shards: Shards | None, kept: bool = False) -> Tensor:
-    """Which contrasts every question has ``[N, D]``; with ``kept``, none of a question that was left out."""
+    """Which contrasts every question has ``[N, D]``; with ``kept``, none of a question that was left out.
+
+    Args:
+        shards: The rows by batch; None where there are none.
+        kept: Whether questions that were left out count as having no contrasts.
+    """
     logits = [] if shards is None else shards.stacked("logits")
     width = max((one.shape[1] - 1 for one in logits), default=0)
     masks = [torch.nn.functional.pad(one[:, 1:].isfinite(), (0, width - one.shape[1] + 1)) for one in logits]
@@ -144,7 +149,12 @@ def contrasts_of(shards: Shards | None, kept: bool = False) -> Tensor:
 
 
 def pad_rows(rows: Tensor, present: Tensor) -> Tensor:
-    """Rows ``[m, columns]`` as ``[N, D, columns]``, with zeros where a question has fewer contrasts."""
+    """Rows ``[m, columns]`` as ``[N, D, columns]``, with zeros where a question has fewer contrasts.
+
+    Args:
+        rows: A row for each contrast that is there ``[m, columns]``.
+        present: Which contrasts each question has, bool ``[N, D]``.
+    """
     spread = rows.new_zeros(*present.shape, rows.shape[-1])
     spread[present] = rows
     return spread
@@ -165,6 +175,11 @@ def to_tensors(grams: Grams) -> dict[str, Tensor]:
 
 
 def from_tensors(cells: list[str], state: Mapping[str, Tensor]) -> Grams:
-    """The inverse of :func:`to_tensors`."""
+    """The inverse of :func:`to_tensors`.
+
+    Args:
+        cells: Names of the cells of parameters.
+        state: The tensors by name.
+    """
     offsets, cross_offsets = (parameters_of(kind, state) for kind in ("offsets", "cross_offsets"))
     return Grams(cells, state["present"], state["train"], state["cross"], state["own"], offsets, cross_offsets)

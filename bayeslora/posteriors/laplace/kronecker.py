@@ -34,7 +34,12 @@ class KroneckerBlock:
         return self.values.shape == (len(self.left), len(self.right))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> KroneckerBlock:
-        """The same block elsewhere: bases in a dtype and one layout, as strides decide how sums round."""
+        """The same block elsewhere: bases in a dtype and one layout, as strides decide how sums round.
+
+        Args:
+            device: Where to put it.
+            dtype: Of the bases.
+        """
         bases = (basis.to(device, dtype).contiguous() for basis in (self.left, self.right))
         return KroneckerBlock(self.values.to(device), *bases)
 

@@ -74,7 +74,12 @@ class RefittedSpace:
         return learned - self.sums.cross_offsets[self.centre].sum(0)
 
     def posterior(self, precisions: Tensor, scale: float = 1.0) -> FullPosterior:
-        """See :class:`~bayeslora.posteriors.laplace.curvature.Curvature`; with the shift v."""
+        """See :class:`~bayeslora.posteriors.laplace.curvature.Curvature`; with the shift v.
+
+        Args:
+            precisions: The prior's precision of each group of weights ``[G]``.
+            scale: Factor on the covariance.
+        """
         space, coefficients = self.at(precisions), self.model.mode(precisions).coefficients
         with self.directions.shards.reading():
             learned = {n: self.directions.moved(coefficients / p, n) for n, p in space.precision_of(precisions).items()}

@@ -55,7 +55,14 @@ class Validation:
     def nll(
         self, covariance: Tensor, scale: float = 1.0, temperature: float = 1.0, shift: Tensor | None = None
     ) -> float:
-        r"""Mean negative log-likelihood under :math:`N(f / T, c S / T^2)`, f with a shift added, if any."""
+        r"""Mean negative log-likelihood under :math:`N(f / T, c S / T^2)`, f with a shift added, if any.
+
+        Args:
+            covariance: Covariance of the contrasts S ``[N, D, D]``.
+            scale: Factor c on the covariance.
+            temperature: The temperature T that logits are divided by.
+            shift: Added to the mean of the contrasts ``[N, D]``.
+        """
         mean = self.mean.double() if shift is None else self.mean.double() + shift.cpu()
         mean, cov = mean / temperature, covariance.cpu() * scale / temperature**2
         parts = zip(*(t.split(_CHUNK) for t in (mean, cov, self.label)), strict=True)

@@ -34,11 +34,22 @@ class Shards(ABC):
 
     @abstractmethod
     def write(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a batch's tensors."""
+        """Keep a batch's tensors.
+
+        Args:
+            index: Number of the batch.
+            tensors: The tensors by name.
+        """
 
     @abstractmethod
     def read(self, index: int, name: str, columns: slice | None = None) -> Tensor:
-        """A tensor of a batch, or some of its columns."""
+        """A tensor of a batch, or some of its columns.
+
+        Args:
+            index: Number of the batch.
+            name: The tensor's name.
+            columns: Which columns; None, where allowed, for all.
+        """
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -51,12 +62,22 @@ class Shards(ABC):
             return [self.read(index, name) for index in range(len(self))]
 
     def columns(self, name: str, columns: slice) -> Tensor:
-        """Some columns of a tensor, the rows of all batches one after another."""
+        """Some columns of a tensor, the rows of all batches one after another.
+
+        Args:
+            name: The tensor's name.
+            columns: Which columns; None, where allowed, for all.
+        """
         return torch.cat([self.read(index, name, columns) for index in range(len(self))])
 
 
 def pieces(start: int, stop: int) -> Iterator[slice]:
-    """The columns from ``start`` to ``stop``, as many at a time as are held in wide numbers together."""
+    """The columns from ``start`` to ``stop``, as many at a time as are held in wide numbers together.
+
+    Args:
+        start: The first column.
+        stop: The column after the last.
+    """
     for low in range(start, stop, _COLUMNS):
         yield slice(low, min(low + _COLUMNS, stop))
 
@@ -154,7 +175,13 @@ class DiskShards(Shards):
 
 
 def save_checked(file: Path, tensors: Mapping[str, Tensor], key: str) -> None:
-    """Write tensors with a checksum and the key of what they were computed from, whole or not at all."""
+    """Write tensors with a checksum and the key of what they were computed from, whole or not at all.
+
+    Args:
+        file: The file.
+        tensors: The tensors by name.
+        key: Names what the content was computed from (weights, data, options).
+    """
     own = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(file) as temporary:
         save_file(own, temporary, metadata={"key": key, "checksum": _checksum(own)})
@@ -162,6 +189,10 @@ def save_checked(file: Path, tensors: Mapping[str, Tensor], key: str) -> None:
 
 def load_checked(file: Path, key: str) -> dict[str, Tensor]:
     """Read what :func:`save_checked` wrote.
+
+    Args:
+        file: The file.
+        key: Names what the content was computed from (weights, data, options).
 
     Raises:
         UsageError: it is damaged or of another run.
@@ -200,6 +231,10 @@ def _damaged(file: Path, reason: str) -> UsageError:
 
 def check_disk(folder: Path, needed: int) -> None:
     """Refuse a pass whose shards would not fit.
+
+    Args:
+        folder: Where the shards will be.
+        needed: Bytes that they take at most.
 
     Raises:
         UsageError: the disk is too small; names both sizes.

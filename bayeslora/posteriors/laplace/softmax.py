@@ -56,12 +56,23 @@ def blockwise(blocks: Tensor, present: Tensor, matrix: Tensor) -> Tensor:
 
 
 def apply_roots(root: Tensor, present: Tensor, gram: Tensor) -> Tensor:
-    """:math:`R^T K R` for the inner products ``K [m, m]`` of contrasts' rows and roots ``[N, D, D]``."""
+    """:math:`R^T K R` for the inner products ``K [m, m]`` of contrasts' rows and roots ``[N, D, D]``.
+
+    Args:
+        root: Roots of the softmax's covariance ``[N, D, D]``.
+        present: Which contrasts each question has, bool ``[N, D]``.
+        gram: Inner products of the contrasts' rows ``[m, m]``.
+    """
     return blockwise(root.mT, present, blockwise(root.mT, present, gram).T)
 
 
 def blocks_of(matrix: Tensor, present: Tensor) -> Tensor:
-    """The blocks ``[N, D, D]`` on the diagonal of a matrix ``[m, m]``, zero where a contrast is absent."""
+    """The blocks ``[N, D, D]`` on the diagonal of a matrix ``[m, m]``, zero where a contrast is absent.
+
+    Args:
+        matrix: A matrix over contrasts ``[m, m]``.
+        present: Which contrasts each question has, bool ``[N, D]``.
+    """
     place = (present.flatten().cumsum(0) - 1).clamp(min=0).view_as(present)
     both = present[:, :, None] & present[:, None, :]
     return matrix[place[:, :, None], place[:, None, :]].masked_fill(~both, 0.0)
@@ -99,7 +110,12 @@ class Labels:
         return softmax_root(self.logits(rows))
 
     def slope_of_trace(self, rows: Tensor, blocks: Tensor) -> Tensor:
-        r""":math:`\partial \sum_n \mathrm{tr}(B_n \Lambda_n) / \partial f` ``[m]`` for fixed blocks ``B [N, D, D]``."""
+        r""":math:`\partial \sum_n \mathrm{tr}(B_n \Lambda_n) / \partial f` ``[m]`` for fixed blocks ``B [N, D, D]``.
+
+        Args:
+            rows: The contrasts f ``[m]``.
+            blocks: The blocks B ``[N, D, D]``, which are held fixed.
+        """
 
         def trace(vector: Tensor) -> Tensor:
             p = self.logits(vector).softmax(-1)[:, 1:]
@@ -109,7 +125,12 @@ class Labels:
 
 
 def gradient(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
-    """The gradient of a scalar function of a tensor, also within ``torch.no_grad`` and ``torch.inference_mode``."""
+    """The gradient of a scalar function of a tensor, also within ``torch.no_grad`` and ``torch.inference_mode``.
+
+    Args:
+        function: From a tensor to a scalar.
+        point: Where the gradient is taken.
+    """
     with torch.inference_mode(False), torch.enable_grad():
         point = point.detach().clone().requires_grad_(True)
         return torch.autograd.grad(function(point), point)[0]

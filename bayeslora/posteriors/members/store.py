@@ -122,6 +122,10 @@ class MemberStore:
     def fail(self, member: int, record: Mapping[str, Any]) -> None:
         """Note that a member failed, and why.
 
+        Args:
+            member: Id of the member.
+            record: What is kept of the failure, as plain values.
+
         Raises:
             RunError: the member's lease was lost to another worker.
         """

@@ -109,7 +109,13 @@ class Comparison:
         return list(self.runs[0].datasets)
 
     def summary(self, method: str, dataset: str, metric: str) -> Summary | None:
-        """One number of a method; None where no run of it has that number."""
+        """One number of a method; None where no run of it has that number.
+
+        Args:
+            method: The method's name.
+            dataset: The dataset's name.
+            metric: The metric's name, as in ``metrics.json``.
+        """
         ours, theirs = self._by_seed(method, dataset, metric), self._by_seed(self.reference, dataset, metric)
         if not ours:
             return None

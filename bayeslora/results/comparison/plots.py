@@ -38,7 +38,12 @@ _FLOOR = "floor of the ECE"
 
 
 def save_plots(comparison: Comparison, directory: Path) -> list[Path]:
-    """Save every plot of a comparison as PNG; returns the files."""
+    """Save every plot of a comparison as PNG; returns the files.
+
+    Args:
+        comparison: The runs to compare.
+        directory: Where the files are written.
+    """
     figures = {
         "reliability": reliability(comparison),
         "risk_coverage": risk_coverage(comparison),
@@ -53,6 +58,10 @@ def reliability(comparison: Comparison, n_bins: int = FLOOR_BINS) -> Figure:
 
     The band and the counts below are those of a method's first run: within the band lies the accuracy of a bin with
     95 % probability if its confidences are true. Bins of fewer than 10 questions are left out of the lines.
+
+    Args:
+        comparison: The runs to compare.
+        n_bins: Number of bins of confidence.
     """
     methods, dataset = comparison.methods, comparison.datasets[0]
     rows = -(-len(methods) // 4)

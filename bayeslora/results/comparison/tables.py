@@ -68,7 +68,12 @@ class _Grid:
 
 
 def rich_tables(comparison: Comparison, width: int) -> Iterator[Table]:
-    """The main columns for a terminal of this many characters, those that do not fit in a further table."""
+    """The main columns for a terminal of this many characters, those that do not fit in a further table.
+
+    Args:
+        comparison: The runs to compare.
+        width: Characters in a line.
+    """
     for grid in _grids(comparison):
         columns = [column for column in grid.columns if column.narrow]
         names = grid.names("\n")

@@ -31,7 +31,12 @@ RESAMPLES = 1000
 
 
 def quality(probs: Tensor, label: Tensor) -> dict[str, float]:
-    """Accuracy, NLL, Brier score and ECE (15 bins) of probabilities ``[N, C]``."""
+    """Accuracy, NLL, Brier score and ECE (15 bins) of probabilities ``[N, C]``.
+
+    Args:
+        probs: Probabilities of the options ``[N, C]``; 0 where there is no such option.
+        label: Index of the right option ``[N]``.
+    """
     confidence, right = scores.confidence(probs), scores.correct(probs, label)
     count, sure, correct = bin_sums(confidence, right, bin_index(confidence, FLOOR_BINS), FLOOR_BINS)
     values = (right.double().mean(), scores.nll(probs, label).mean(), scores.brier(probs, label).mean())
@@ -76,22 +81,43 @@ def cells(base: Tensor, now: Tensor) -> dict[str, Tensor]:
     """Which questions are retained (right in the base and now), forgotten, acquired, never right: bool ``[N]`` each.
 
     ``never`` says wrong before training and now, whatever was in between.
+
+    Args:
+        base: Whether the model before training is right, bool ``[N]``.
+        now: The same for the epoch at hand ``[N]``.
     """
     return dict(zip(CELLS, (base & now, base & ~now, ~base & now, ~base & ~now), strict=True))
 
 
 def retained_fraction(then: Tensor, now: Tensor) -> float | None:
-    r"""Fraction of what was right ``then`` that is right now, :math:`|C \cap C'| / |C|`; None where nothing was."""
+    r"""Fraction of what was right ``then`` that is right now, :math:`|C \cap C'| / |C|`; None where nothing was.
+
+    Args:
+        then: Whether each question was right at an earlier epoch, bool ``[N]``.
+        now: The same for the epoch at hand ``[N]``.
+    """
     return float(now[then].double().mean()) if then.any() else None
 
 
 def changed_fraction(before: Tensor, now: Tensor) -> float:
-    """Fraction of questions whose value is not what it was ``[N]``."""
+    """Fraction of questions whose value is not what it was ``[N]``.
+
+    Args:
+        before: The values at an earlier epoch ``[N]``.
+        now: The same for the epoch at hand ``[N]``.
+    """
     return float((before != now).double().mean())
 
 
 def member_subsets(members: int, size: int, most: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """All subsets of ``size`` members, or ``most`` different ones drawn at random where there are more."""
+    """All subsets of ``size`` members, or ``most`` different ones drawn at random where there are more.
+
+    Args:
+        members: Number of members.
+        size: Number of members in a subset.
+        most: Most subsets.
+        seed: Names the stream of random numbers; the same seed gives the same result.
+    """
     if math.comb(members, size) <= most:
         return list(combinations(range(members), size))
     generator = torch.Generator().manual_seed(seed)
@@ -105,6 +131,10 @@ def against_members(answers: Answers, most: int = 50) -> Iterator[dict[str, floa
     """Quality and mutual information against the number of members, over subsets of the members there are.
 
     Subsets share members, so that their standard deviation (``..._sd``) is a spread and no standard error.
+
+    Args:
+        answers: What a method predicted for N questions, with their labels.
+        most: Most subsets.
     """
     members = _members(answers)
     for size in range(1, members.shape[1] + 1):
@@ -170,7 +200,12 @@ def joint_density(mutual_information: Tensor, entropy: Tensor, edges: Sequence[n
 
 
 def density_edges(sets: Mapping[str, Answers] | Sequence[Answers], bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """Common edges for mutual information and for entropy, from zero to the largest value of any question."""
+    """Common edges for mutual information and for entropy, from zero to the largest value of any question.
+
+    Args:
+        sets: The sets of questions, by name or in a row.
+        bins: Number of bins along each axis.
+    """
     every = list(sets.values()) if isinstance(sets, Mapping) else list(sets)
     tops = (max(float(getattr(a, name).max()) for a in every) for name in ("epistemic", "total"))
     mutual, entropy = (np.linspace(0, max(top, 1e-9), bins + 1) for top in tops)

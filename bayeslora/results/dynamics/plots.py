@@ -62,7 +62,12 @@ def save_plots(course: Course, found: Mapping[str, Any], directory: Path) -> lis
 
 @mpl.rc_context(STYLE)
 def quality(rows: Sequence[Row], best: int) -> Figure:
-    """Accuracy, NLL and ECE against the epoch: the ensemble, and one member with a band of one standard deviation."""
+    """Accuracy, NLL and ECE against the epoch: the ensemble, and one member with a band of one standard deviation.
+
+    Args:
+        rows: The rows of the table that is drawn.
+        best: The epoch with the best validation NLL, which is marked.
+    """
     groups = _by(rows, "dataset")
     figure, grid = _grid(len(_METRICS), len(groups), sharey="row")
     for column, (name, found) in enumerate(groups.items()):
@@ -81,7 +86,12 @@ def quality(rows: Sequence[Row], best: int) -> Figure:
 
 @mpl.rc_context(STYLE)
 def uncertainty(rows: Sequence[Row], best: int) -> Figure:
-    """Mean total, aleatoric and epistemic uncertainty of each set against the epoch, with one standard error."""
+    """Mean total, aleatoric and epistemic uncertainty of each set against the epoch, with one standard error.
+
+    Args:
+        rows: The rows of the table that is drawn.
+        best: The epoch with the best validation NLL, which is marked.
+    """
     figure, grid = _grid(1, 3, width=3.0, height=2.6)
     for axes, kind in zip(grid[0], measures.UNCERTAINTIES, strict=True):
         for (name, found), line in zip(_by(rows, "dataset").items(), line_styles(), strict=False):
@@ -95,7 +105,12 @@ def uncertainty(rows: Sequence[Row], best: int) -> Figure:
 
 @mpl.rc_context(STYLE)
 def density(course: Course, dataset: str) -> Figure:
-    """Joint density of mutual information and entropy with its marginals: right answers above, wrong ones below."""
+    """Joint density of mutual information and entropy with its marginals: right answers above, wrong ones below.
+
+    Args:
+        course: What was recorded epoch by epoch.
+        dataset: Name of the set of questions.
+    """
     chosen = _some(course)
     edges = measures.density_edges([epoch.datasets[dataset] for epoch in chosen], _BINS)
     figure = Figure(figsize=(0.7 + 2.7 * len(chosen), 5.6), layout="constrained")
@@ -133,7 +148,12 @@ def _joint(axes: Axes, x: Any, y: Any, edges: Any, colours: tuple[str, str], tit
 
 @mpl.rc_context(STYLE)
 def retention(rows: Sequence[Row], best: int) -> Figure:
-    """Which fraction of the questions is retained, acquired, forgotten, never right, and which turned since before."""
+    """Which fraction of the questions is retained, acquired, forgotten, never right, and which turned since before.
+
+    Args:
+        rows: The rows of the table that is drawn.
+        best: The epoch with the best validation NLL, which is marked.
+    """
     groups = _by(rows, "dataset")
     columns = min(4, len(groups))
     figure, grid = _grid(-(-len(groups) // columns), columns, height=2.2)
@@ -157,7 +177,12 @@ def retention(rows: Sequence[Row], best: int) -> Figure:
 
 @mpl.rc_context(STYLE)
 def detection(rows: Sequence[Row], best: int) -> Figure:
-    """AUROC of each set against the first, and by how much mutual information is higher there; 95 % intervals."""
+    """AUROC of each set against the first, and by how much mutual information is higher there; 95 % intervals.
+
+    Args:
+        rows: The rows of the table that is drawn.
+        best: The epoch with the best validation NLL, which is marked.
+    """
     groups = _by(rows, "dataset")
     figure, grid = _grid(2, len(groups), sharey="row")
     for column, (name, found) in enumerate(groups.items()):
@@ -197,7 +222,13 @@ def members(rows: Sequence[Row]) -> Figure:
 
 @mpl.rc_context(STYLE)
 def diversity(cosines: Sequence[Row], uncertainties: Sequence[Row], best: int) -> Figure:
-    """How far members are apart: cosines of their updates BA (range over pairs), and answers they disagree on."""
+    """How far members are apart: cosines of their updates BA (range over pairs), and answers they disagree on.
+
+    Args:
+        cosines: Rows of the cosines between members.
+        uncertainties: Rows of the uncertainties, with the members' disagreement.
+        best: The epoch with the best validation NLL, which is marked.
+    """
     figure, grid = _grid(1, 2, width=3.4, height=2.6)
     left, right = grid[0]
     if cosines:

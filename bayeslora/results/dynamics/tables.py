@@ -69,7 +69,12 @@ def retention_table(course: Course) -> list[Row]:
 
 
 def detection_table(course: Course, resamples: int = measures.RESAMPLES) -> list[Row]:
-    """AUROC of every other set against the first by each score, and the difference of mean mutual information."""
+    """AUROC of every other set against the first by each score, and the difference of mean mutual information.
+
+    Args:
+        course: What was recorded epoch by epoch.
+        resamples: Number of bootstrap resamples for the intervals.
+    """
     first, *others = [name for name in course.datasets if name != VALIDATION]
     rows: list[Row] = []
     for name in others:
