@@ -61,7 +61,7 @@ def test_commands_of_the_command_line_parse(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_the_code_attaches_to_a_foreign_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = blocks("python")
+    code = blocks("python")[0]
     assert len([line for line in code.splitlines() if line.strip()]) <= 16
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), _foreign())
@@ -109,8 +109,9 @@ def _foreign() -> dict:
 
 
 @pytest.mark.slow
-def test_quickstart_shows_overconfidence(tmp_path: Path) -> None:
+def test_quickstart_shows_overconfidence_and_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `make quickstart` runs after installing: overconfident as a large model is on few questions."""
+    here, tmp_path = tmp_path, tmp_path / "runs" / "quickstart"
     config = ["-c", "quickstart", f"--trainer.default_root_dir={tmp_path}"]
     config += ["--trainer.enable_progress_bar=false"]
     makefile = (ROOT / "Makefile").read_text()
@@ -125,6 +126,16 @@ def test_quickstart_shows_overconfidence(tmp_path: Path) -> None:
     assert _training_accuracy(tmp_path) > 0.95
     pictures = {"reliability.png", "risk_coverage.png", "uncertainty_right_wrong.png", "uncertainty_datasets.png"}
     assert pictures <= {file.name for file in (tmp_path / "test").iterdir()}
+    monkeypatch.chdir(here)
+    for page, code in (("README.md", blocks("python")[1]), ("docs/serving.md", _serving_page())):
+        asked: dict = {"run_folder": tmp_path}
+        exec(compile(code, page, "exec"), asked)
+        assert asked["answer"].text in ("a mouse", "a house")
+
+
+def _serving_page() -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.DOTALL)
+    return code
 
 
 def _training_accuracy(root: Path) -> float:

@@ -27,11 +27,12 @@ from bayeslora.serving.schema import Health, Refusal, Request, Response
 _HERE = Path(__file__).parent
 _LOOK = 0.25  # seconds between two looks at whether the caller is still there
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-_REFUSALS: dict[int | str, dict[str, Any]] = {
+_OUTCOMES: dict[int | str, dict[str, Any]] = {
     400: {"model": Refusal, "description": "The body is no JSON."},
+    200: {"description": "The answers, in the order of the questions."},
     413: {"model": Refusal, "description": "The body is too large."},
     422: {"model": Refusal, "description": "A question cannot be asked; none of the request is answered."},
     503: {"model": Refusal, "description": "Too many questions are in flight, or the answer was not there in time."},
@@ -77,11 +78,13 @@ def application(batcher: Batcher, limits: Limits | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
 
-    @app.post("/predict", response_model=Response, responses=_REFUSALS, summary="Answer questions")
+    @app.post("/predict", response_model=Response, responses=_OUTCOMES, summary="Answer questions")
     async def predict(asked: Request, connection: Connection) -> Any:
         return await _answered(batcher, asked, connection, limits)
 
-    @app.get("/health", response_model=Health, summary="Whether questions are answered")
+    stopping: dict[int | str, dict[str, Any]] = {200: {"description": "They are."}, 503: {"description": "No longer."}}
+
+    @app.get("/health", response_model=Health, responses=stopping, summary="Whether questions are answered")
     async def health() -> Any:
         status = "ok" if batcher.alive else "stopping"
         kept = batcher.predictor.kept
