@@ -11,6 +11,7 @@ import lightning as L
 from rich.console import Console
 from rich.table import Table
 
+from bayeslora.callbacks.logged_figures import send_figures
 from bayeslora.callbacks.predictions import Predictions
 from bayeslora.errors import UsageError
 from bayeslora.files import write_json
@@ -77,7 +78,7 @@ class Reported:
 
 
 class Report(L.Callback):
-    """After a test: ``metrics.json``, a table on the terminal, plots, and every metric to the trainer's loggers.
+    """After a test: ``metrics.json``, a table on the terminal, plots; metrics and plots to the trainer's loggers too.
 
     Everything is made from the file that :class:`Predictions` wrote, which must be among the callbacks too.
 
@@ -108,6 +109,7 @@ class Report(L.Callback):
         self.reported = report(files[0].parent, self.plots)
         for logger in trainer.loggers:
             logger.log_metrics(flat(self.reported.metrics), step=trainer.global_step)
+            send_figures(logger, self.reported.plots, trainer.global_step)
 
 
 def report(directory: Path, plots: bool = True, console: Console | None = None) -> Reported:

@@ -17,6 +17,8 @@ from bayeslora.lightning_modules.prediction_path import PredictionPath
 from bayeslora.lightning_modules.progress import bar_is_shown
 from bayeslora.lightning_modules.refusals import refuse_shards, stop_at_nan
 from bayeslora.lightning_modules.step_share import StepShare, shares
+from bayeslora.metrics.calibration import ECE
+from bayeslora.metrics.means import Brier, Mean
 from bayeslora.models.answer_model import AnswerModel, Vocabulary
 from bayeslora.models.in_place import write_weights
 from bayeslora.models.loading import Backbone, LoRA, config_of, load_answer_model
@@ -73,6 +75,7 @@ class MultipleChoiceModule(L.LightningModule):
         self.model: AnswerModel = None  # type: ignore[assignment]  # until configure_model
         self.prediction = PredictionPath(self.predictive)
         self.val_nll, self.val_accuracy = MeanMetric(), MeanMetric()
+        self.val_ece, self.val_brier, self.val_entropy = ECE(), Brier(), Mean()
         self._micro_step = 0
         self._learned = False  # parameters that were trained or read, not just initial
         self._gradients: dict[str, Tensor] = {}
@@ -230,14 +233,22 @@ class MultipleChoiceModule(L.LightningModule):
         return self.prediction(batch)
 
     def validation_step(self, batch: AnswerBatch, batch_idx: int) -> None:
-        """Negative log-likelihood and accuracy of the current weights on the validation questions."""
+        """What the current weights are worth on the validation questions, see :meth:`_log_validation`."""
         self._log_validation(self.sampled(batch), batch)
 
     def _log_validation(self, predictive: Predictive, batch: AnswerBatch) -> None:
+        """Log NLL, accuracy, ECE (15 bins), Brier score and mean entropy (nats), each over all validation questions.
+
+        Their names are ``val/nll`` and so on, and any of them can be monitored.
+        """
         self.val_nll.update(predictive.nll(batch.label).float())
         self.val_accuracy.update((predictive.probs.argmax(-1) == batch.label).float())
+        self.val_ece.update(predictive.probs, batch.label)
+        self.val_brier.update(predictive.probs, batch.label)
+        self.val_entropy.update(predictive.total)
         self.log("val/nll", self.val_nll, prog_bar=True)
         self.log("val/accuracy", self.val_accuracy, prog_bar=True)
+        self.log_dict({"val/ece": self.val_ece, "val/brier": self.val_brier, "val/entropy": self.val_entropy})
 
     # --- training ------------------------------------------------------------------------------------------------
 
