@@ -10,6 +10,9 @@ import yaml
 import bayeslora.commands.lightning as lightning_cli
 from bayeslora import BLoBModule, CLoRAModule, IVONModule, ScalaBLModule
 from bayeslora.cli import main
+from bayeslora.commands.resolved import resolve
+from bayeslora.grid.fields import counted
+from bayeslora.grid.specification import read_grid
 
 ROOT = Path(__file__).parent.parent / "bayeslora" / "configs"
 BASE, DATA = ROOT / "base" / "embedded.yaml", ROOT / "data" / "synthetic.yaml"
@@ -25,12 +28,17 @@ def combinations() -> list[tuple[str, ...]]:
 
 
 def papers() -> list[Path]:
-    return sorted((ROOT / "papers").iterdir())
+    return sorted(path for path in (ROOT / "papers").iterdir() if path.is_dir())
+
+
+def tables() -> list[Path]:
+    """The files of grids: they name methods, and configurations of runs do not."""
+    return [file for file in sorted((ROOT / "papers").rglob("*.yaml")) if "methods" in yaml.safe_load(file.read_text())]
 
 
 def of_paper(folder: Path) -> list[tuple[str, ...]]:
     """Every file alone; where there is a recipe, its tasks on top of it, and a variant on top of every task."""
-    files = {file.stem: str(file) for file in sorted(folder.glob("*.yaml"))}
+    files = {file.stem: str(file) for file in sorted(folder.glob("*.yaml")) if file not in tables()}
     recipe = files.pop("recipe", None)
     if recipe is None:
         return [(file,) for file in files.values()]
@@ -99,7 +107,17 @@ def test_papers_give_commands_for_their_rows_and_ood_sets(method: str) -> None:
 
 def test_every_folder_is_covered() -> None:
     covered = {Path(file) for files in combinations() for file in files}
-    assert covered == set(ROOT.rglob("*.yaml"))
+    assert covered == set(ROOT.rglob("*.yaml")) - set(tables())
+
+
+@pytest.mark.parametrize("file", tables(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_row_of_a_table_resolves_and_counts(file: Path) -> None:
+    """On the table's first dataset; whether others are read is what their own files' tests say."""
+    grid = read_grid(file)
+    dataset = next(iter(grid.datasets))
+    found = {name: counted(resolve(grid.parts(name, dataset))[0]) for name in grid.methods}
+    alike = [name for name in found if list(found.values()).count(found[name]) > 1]
+    assert {name for name in alike if grid.methods[name].checkpoint == "last"} <= {"mle"}, "two rows are one"
 
 
 def test_overlays_change_only_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

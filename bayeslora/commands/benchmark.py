@@ -108,9 +108,11 @@ def _gpus() -> list[str]:
 
 
 def _write_tables(grid: Grid, everything: Sequence[Cell], console: Console) -> None:
-    """The comparison of every dataset's rows, as far as they are done, in the grid's folder."""
+    """Compare the rows of every dataset, as far as they are done; write the tables and one page of all of them."""
     from bayeslora.commands.compare import compare
+    from bayeslora.commands.grid_page import write_page
 
+    comparisons = {}
     for dataset in grid.datasets:
         done = [cell for cell in everything if cell.dataset == dataset and cell.done()]
         if not done:
@@ -118,8 +120,10 @@ def _write_tables(grid: Grid, everything: Sequence[Cell], console: Console) -> N
         rows = {cell.method for cell in done}
         reference = grid.reference if grid.reference in rows else None
         order = sorted(done, key=lambda cell: (list(grid.methods).index(cell.method), cell.seed))
-        named = [f"{cell.method}={cell.folder}" for cell in order]
         try:
-            compare(named, reference, grid.out / "tables" / dataset, overwrite=True, console=console)
+            comparisons[dataset] = compare([f"{c.method}={c.folder}" for c in order], reference, console=console)
         except UsageError as error:
             raise UsageError(f"the rows of {dataset} cannot be compared: {error}") from error
+    missing = [cell.key for cell in everything if not cell.done()]
+    for file in write_page(grid, comparisons, missing):
+        console.print(str(file), soft_wrap=True, highlight=False)

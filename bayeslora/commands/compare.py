@@ -1,4 +1,4 @@
-"""The command ``bayeslora compare``: many runs as tables, Markdown, CSV and plots."""
+"""The command ``bayeslora compare``: many runs as tables, Markdown, CSV, LaTeX, one HTML page, and plots."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from bayeslora.commands import parsers
 from bayeslora.errors import UsageError
 from bayeslora.files import replacing
 from bayeslora.results.comparison.comparison import Comparison, Run
+from bayeslora.results.comparison.latex import latex_text
+from bayeslora.results.comparison.page import Section, page
 from bayeslora.results.comparison.tables import csv_text, legend, markdown_text, rich_tables
 from bayeslora.results.measured import rule_beside
 from bayeslora.results.prediction_file import read_predictions
@@ -27,12 +29,12 @@ def compare(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Comparison:
-    """Compare runs: print tables and, with ``out``, write them as Markdown and CSV, with plots.
+    """Compare runs: print tables and, with ``out``, write them as Markdown, CSV, LaTeX and one HTML page, with plots.
 
     Args:
         runs: Run folders, or folders of them; "NAME=FOLDER" names the row, otherwise the method does.
         reference: The method to compare with; None for that of the first run.
-        out: Folder for ``comparison.md``, ``comparison.csv`` and the plots; None writes nothing.
+        out: Folder for ``comparison.md``, ``.csv``, ``.tex``, ``.html`` and the plots; None writes nothing.
         overwrite: Replace what is in ``out``.
         console: Where the tables go; None for the terminal.
 
@@ -72,11 +74,17 @@ def _output(comparison: Comparison, out: Path | None, console: Console) -> None:
         return
     from bayeslora.results.comparison.plots import save_plots  # matplotlib takes its time to load
 
-    texts = {out / "comparison.md": markdown_text(comparison), out / "comparison.csv": csv_text(comparison)}
+    pictures = save_plots(comparison, out)
+    texts = {
+        out / "comparison.md": markdown_text(comparison),
+        out / "comparison.csv": csv_text(comparison),
+        out / "comparison.tex": latex_text(comparison),
+        out / "comparison.html": page("Comparison", [Section(comparison.datasets[0], comparison, pictures)]),
+    }
     for path, text in texts.items():
         with replacing(path) as temporary:
             temporary.write_text(text)
-    for path in (*texts, *save_plots(comparison, out)):
+    for path in (*texts, *pictures):
         console.print(str(path), soft_wrap=True, highlight=False)
 
 

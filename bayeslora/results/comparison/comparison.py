@@ -11,6 +11,7 @@ from typing import Any
 from bayeslora.decisions.rule import DecisionRule
 from bayeslora.metrics.answers import Answers
 from bayeslora.metrics.intervals import over_seeds
+from bayeslora.results.comparison.ties import best_rows
 from bayeslora.results.measured import measure
 
 COSTS = (
@@ -125,6 +126,13 @@ class Comparison:
             return Summary(mean, half, len(ours))
         difference, difference_half = over_seeds([ours[seed] - theirs[seed] for seed in shared])
         return Summary(mean, half, len(ours), difference, difference_half, len(shared))
+
+    def best(self, dataset: str, metric: str) -> frozenset[str]:
+        """The methods that are the best in a number, or not to be told from it, see :func:`best_rows`."""
+        if dataset == RUN:
+            return frozenset()
+        rows = {m: [run.datasets[dataset] for run in runs] for m, runs in self.methods.items()}
+        return frozenset(best_rows(metric, rows))
 
     def _by_seed(self, method: str, dataset: str, metric: str) -> dict[int | None, float]:
         key = (dataset, metric)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from bayeslora.metrics.evaluate import FLOOR_BINS
 from bayeslora.results.comparison.comparison import COSTS, RUN, Comparison, Summary
+from bayeslora.results.comparison.ties import LEVEL, RESAMPLES, SEED
 from bayeslora.results.terminal import column_groups
 
 _ECE = f"ece_{FLOOR_BINS}"
@@ -40,22 +41,23 @@ _NAME_WIDTH, _SCORE_WIDTH, _MEAN_WIDTH, _COST_WIDTH = 4, 15, 8, 13  # characters
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
     """One number of every method, and how it is written."""
 
     title: str
     cells: list[Summary | None]
     show: Callable[[Summary], str]
     narrow: bool = True  # whether it is among the columns for a terminal
+    best: frozenset[str] = frozenset()  # the methods that are the best, or not to be told from it
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Grid:
     """A table before it is drawn: a row a method, and under a number its difference from the reference."""
 
     title: str
     methods: list[str]
-    columns: list[_Column]
+    columns: list[Column]
     reference: str | None = None  # what the second line of a cell is the difference from
 
     def names(self, newline: str) -> list[str]:
@@ -74,7 +76,7 @@ def rich_tables(comparison: Comparison, width: int) -> Iterator[Table]:
         comparison: The runs to compare.
         width: Characters in a line.
     """
-    for grid in _grids(comparison):
+    for grid in grids(comparison):
         columns = [column for column in grid.columns if column.narrow]
         names = grid.names("\n")
         room = width - _NAME_WIDTH - max(len(line) for name in names for line in name.split("\n"))
@@ -88,24 +90,31 @@ def rich_tables(comparison: Comparison, width: int) -> Iterator[Table]:
             yield table
 
 
-def _width(column: _Column) -> int:
+def _width(column: Column) -> int:
     widths: dict[Callable[[Summary], str], int] = {_show_score: _SCORE_WIDTH, _show_mean: _MEAN_WIDTH}
     return widths.get(column.show, _COST_WIDTH)
 
 
-def markdown_text(comparison: Comparison) -> str:
+def markdown_text(comparison: Comparison, title: str = "Comparison", costs: bool = True) -> str:
     """The tables in Markdown."""
-    lines = ["# Comparison", ""]
-    for grid in _grids(comparison):
+    lines = [f"# {title}", ""]
+    for grid in grids(comparison, costs):
         titles = [column.title.replace("|", "\\|") for column in grid.columns]
         lines += [f"## {grid.title}", "", f"| | {' | '.join(titles)} |", "|---" + "|--:" * len(titles) + "|"]
         for row, name in enumerate(grid.names("<br>")):
-            lines.append(f"| {name} | {' | '.join(_cell(c, row, '<br>', '**{}**') for c in grid.columns)} |")
+            cells = (marked(c, grid.methods[row], _cell(c, row, "<br>", "**{}**"), "<br>") for c in grid.columns)
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join([*lines, *(f"{line}\n" for line in legend(comparison))])
 
 
-def csv_text(comparison: Comparison) -> str:
+def marked(column: Column, method: str, cell: str, newline: str) -> str:
+    """A cell in Markdown, its value in bold where the method is among the best of the column."""
+    value, between, rest = cell.partition(newline)
+    return f"**{value}**{between}{rest}" if method in column.best else cell
+
+
+def csv_text(comparison: Comparison, costs: bool = True) -> str:
     """Every number of every method and dataset, a line each."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -114,18 +123,20 @@ def csv_text(comparison: Comparison) -> str:
     for dataset, metric in dict.fromkeys(key for run in comparison.runs for key in run.numbers):
         for method in comparison.methods:
             found = comparison.summary(method, dataset, metric)
-            if found is not None:
+            if found is not None and (costs or dataset != RUN):
                 against = [comparison.reference, found.pairs, found.difference, found.difference_half]
                 writer.writerow([dataset, metric, method, found.runs, found.mean, found.half, *against])
     return text.getvalue()
 
 
-def _grids(comparison: Comparison) -> Iterator[_Grid]:
+def grids(comparison: Comparison, costs: bool = True) -> Iterator[Grid]:
+    """The tables of a comparison: of each dataset its scores and its decisions; and, if asked, what the runs cost."""
     present = dict.fromkeys(key for run in comparison.runs for key in run.numbers)
     methods = list(comparison.methods)
 
-    def column(dataset: str, metric: str, title: str, show: Callable[[Summary], str], narrow: bool = True) -> _Column:
-        return _Column(title, [comparison.summary(method, dataset, metric) for method in methods], show, narrow)
+    def column(dataset: str, metric: str, title: str, show: Callable[[Summary], str], narrow: bool = True) -> Column:
+        cells = [comparison.summary(method, dataset, metric) for method in methods]
+        return Column(title, cells, show, narrow, comparison.best(dataset, metric))
 
     for dataset in comparison.datasets:
         known = (dataset, "expected_nll") in present
@@ -136,12 +147,14 @@ def _grids(comparison: Comparison) -> Iterator[_Grid]:
                 show = _show_mean if metric == _FLOOR else _show_score
                 title += _STAR * expected + better
                 columns.append(column(dataset, "expected_" * expected + metric, title, show, metric in _TERMINAL))
-        yield _Grid(dataset, methods, columns, comparison.reference)
+        yield Grid(dataset, methods, columns, comparison.reference)
         decided = _decisions(metric for where, metric in present if where == dataset)
         decisions = [column(dataset, metric, title, show) for metric, title, show in decided]
-        yield _Grid(f"{dataset}: decisions", methods, decisions, comparison.reference)
+        yield Grid(f"{dataset}: decisions", methods, decisions, comparison.reference)
+    if not costs:
+        return
     shows = (_show_count, _show_seconds, _show_seconds, _show_bytes, _show_count)
-    yield _Grid("cost", methods, [column(RUN, *cost) for cost in zip(COSTS, _COST_TITLES, shows, strict=True)])
+    yield Grid("cost", methods, [column(RUN, *cost) for cost in zip(COSTS, _COST_TITLES, shows, strict=True)])
 
 
 def _decisions(metrics: Iterable[str]) -> Iterator[tuple[str, str, Callable[[Summary], str]]]:
@@ -152,15 +165,21 @@ def _decisions(metrics: Iterable[str]) -> Iterator[tuple[str, str, Callable[[Sum
                 yield metric, title.format(found[1]), show
 
 
-def _cell(column: _Column, row: int, newline: str, bold: str) -> str:
+def _cell(column: Column, row: int, newline: str, bold: str) -> str:
     found = column.cells[row]
     if found is None:
         return "-"
-    text = column.show(found)
-    if found.difference is None or column.show is not _show_score:
+    text, difference = column.show(found), difference_text(column, found)
+    if difference is None:
         return text
-    difference = f"{found.difference:+.3f}{_half(found.difference_half)}"
     return text + newline + (bold.format(difference) if found.clear else difference)
+
+
+def difference_text(column: Column, found: Summary) -> str | None:
+    """A number's difference from the reference; None for the reference itself and for what is no score."""
+    if found.difference is None or column.show is not _show_score:
+        return None
+    return f"{found.difference:+.3f}{_half(found.difference_half)}"
 
 
 def _show_kept(found: Summary) -> str:
@@ -201,6 +220,16 @@ _DECISIONS: dict[str, tuple[str, Callable[[Summary], str]]] = {
 }
 
 
+BEST = (
+    "A value is bold where its row is the best of the column or not to be told from it: differences of the rows over "
+    "their standard errors over questions, each question averaged over the seeds, against a normal law; Holm's "
+    f"procedure over all pairs of rows of the column at {100 * LEVEL:g} %. Of an ECE the standard error is that of a "
+    f"bootstrap of the questions ({RESAMPLES} resamples, seed {SEED}). How much another set of training seeds would "
+    "change is not in it. Accuracy, NLL, Brier, ECE, |conf - p| and KL are marked; a row with fewer seeds than another "
+    "is not."
+)
+
+
 def legend(comparison: Comparison) -> list[str]:
     """What the tables mean, a sentence or two a line."""
     counts = sorted({len(runs) for runs in comparison.methods.values()})
@@ -229,6 +258,8 @@ def legend(comparison: Comparison) -> list[str]:
             "(*) Expected under the true probabilities, which takes label noise out. Rank corr.: Spearman's, of the "
             "total uncertainty with the entropy of the true answer, over questions."
         )
+    if len(comparison.methods) > 1:
+        lines.append(BEST)
     labels = [comparison.summary(method, RUN, "labels") for method in comparison.methods]
     if len({found.mean for found in labels if found is not None}) > 1:
         lines.append("The methods did not use the same number of labels.")
