@@ -96,7 +96,7 @@ def test_commands_in_headers_parse(args: tuple[str, ...], tmp_path: Path, monkey
 
 @pytest.mark.parametrize("method", ["blob", "c_lora"])
 def test_papers_give_commands_for_their_rows_and_ood_sets(method: str) -> None:
-    for file in (ROOT / "papers" / method).glob("*.yaml"):
+    for file in {*(ROOT / "papers" / method).glob("*.yaml")} - {*tables()}:
         own = [args for args in commands() if f"papers/{method}/{file.stem}" in args]
         rows = [{Path(arg).stem for arg in args if arg.startswith("method/")} for args in own]
         assert rows == [set(), {f"{method}_mean"}, *([{"c_lora_fe"}] if method == "c_lora" else [])]

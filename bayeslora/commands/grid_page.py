@@ -11,6 +11,7 @@ from bayeslora.results.comparison.comparison import Comparison
 from bayeslora.results.comparison.latex import latex_text
 from bayeslora.results.comparison.page import Section, page
 from bayeslora.results.comparison.plots import save_plots
+from bayeslora.results.comparison.published import read_published
 from bayeslora.results.comparison.tables import csv_text, markdown_text
 
 
@@ -37,7 +38,8 @@ def write_page(grid: Grid, comparisons: Mapping[str, Comparison], missing: Seque
         files[folder / f"{dataset}.tex"] = latex_text(comparison, costs=False)
         head, *lines = csv_text(comparison).splitlines(keepends=True)
         files[folder / f"costs-{dataset}.csv"] = "".join([head, *(line for line in lines if line.startswith(","))])
-    files[folder / "index.html"] = page(grid.title, sections, _notes(grid, missing))
+    published = [] if grid.published is None else read_published(grid.published, comparisons)
+    files[folder / "index.html"] = page(grid.title, sections, _notes(grid, missing), published)
     for path, text in files.items():
         with replacing(path) as temporary:
             temporary.write_text(text)

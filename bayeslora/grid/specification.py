@@ -13,7 +13,7 @@ import yaml
 from bayeslora.configs import CONFIGS
 from bayeslora.errors import UsageError, require, require_choice
 
-_KEYS = ("title", "out", "seeds", "threads", "reference", "common", "datasets", "methods")
+_KEYS = ("title", "out", "seeds", "threads", "reference", "published", "common", "datasets", "methods")
 _PART_KEYS = ("configs", "options")
 _METHOD_KEYS = (*_PART_KEYS, "of", "checkpoint")
 _CHECKPOINTS = ("last", "best", "base")
@@ -62,6 +62,7 @@ class Grid:
         common: What all cells share.
         datasets: By name.
         methods: By name, in the order of the table's rows.
+        published: A CSV file of published numbers to stand beside ours, or None.
     """
 
     file: Path
@@ -73,6 +74,7 @@ class Grid:
     common: Part
     datasets: Mapping[str, Part]
     methods: Mapping[str, Method]
+    published: Path | None = None
 
     def training(self, method: str) -> str:
         """The method whose training a method uses; itself, where it trains or needs no training."""
@@ -154,8 +156,26 @@ def read_grid(file: Path, out: Path | None = None) -> Grid:
     require_choice(f"{file}: reference", reference, methods)
     common = Part("common", *_part(file, library, "common", content.get("common") or {}, _PART_KEYS, None))
     folder = out or Path(content.get("out") or f"runs/{file.stem}")
-    title = str(content.get("title") or file.stem)
-    return Grid(file, title, folder.expanduser().resolve(), tuple(seeds), threads, reference, common, datasets, methods)
+    return Grid(
+        file=file,
+        title=str(content.get("title") or file.stem),
+        out=folder.expanduser().resolve(),
+        seeds=tuple(seeds),
+        threads=threads,
+        reference=reference,
+        common=common,
+        datasets=datasets,
+        methods=methods,
+        published=_published(file, content.get("published")),
+    )
+
+
+def _published(file: Path, name: Any) -> Path | None:
+    if name is None:
+        return None
+    found = file.parent / str(name)
+    require(f"{file}: published", name, found.is_file(), f"a CSV file, relative to {file.parent}")
+    return found
 
 
 def _method(file: Path, library: Path, name: str, given: Any) -> Method:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from bayeslora.results.comparison.comparison import Comparison
+from bayeslora.results.comparison.published import Published
 from bayeslora.results.comparison.tables import Grid, difference_text, grids, legend
 
 TEMPLATE = "page.html.jinja"
@@ -38,7 +39,9 @@ class Section:
     costs: bool = True
 
 
-def page(title: str, sections: Sequence[Section], notes: Sequence[str] = (), published: Sequence[Any] = ()) -> str:
+def page(
+    title: str, sections: Sequence[Section], notes: Sequence[str] = (), published: Sequence[Published] = ()
+) -> str:
     """The page as HTML.
 
     Args:
