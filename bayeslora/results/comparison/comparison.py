@@ -128,7 +128,12 @@ class Comparison:
         return Summary(mean, half, len(ours), difference, difference_half, len(shared))
 
     def best(self, dataset: str, metric: str) -> frozenset[str]:
-        """The methods that are the best in a number, or not to be told from it, see :func:`best_rows`."""
+        """The methods that are the best in a number, or not to be told from it, see :func:`best_rows`.
+
+        Args:
+            dataset: The dataset.
+            metric: The number.
+        """
         if dataset == RUN:
             return frozenset()
         rows = {m: [run.datasets[dataset] for run in runs] for m, runs in self.methods.items()}

@@ -14,13 +14,22 @@ HEAD = r"""% \usepackage{booktabs}
 
 
 def latex_text(comparison: Comparison, costs: bool = True) -> str:
-    r"""The tables in LaTeX; ``\best`` marks what is bold, and the legend stands as comments."""
+    r"""The tables in LaTeX; ``\best`` marks what is bold, and the legend stands as comments.
+
+    Args:
+        comparison: The runs to compare.
+        costs: Whether what they cost is a table too.
+    """
     tables = "\n".join(_table(grid) for grid in grids(comparison, costs) if grid.columns)
     return HEAD + "".join(f"% {line}\n" for line in legend(comparison)) + "\n" + tables
 
 
 def escaped(text: str) -> str:
-    """Text as LaTeX shows it."""
+    """Text as LaTeX shows it.
+
+    Args:
+        text: Any.
+    """
     return "".join(_ESCAPES.get(char, char) for char in text)
 
 

@@ -96,7 +96,13 @@ def _width(column: Column) -> int:
 
 
 def markdown_text(comparison: Comparison, title: str = "Comparison", costs: bool = True) -> str:
-    """The tables in Markdown."""
+    """The tables in Markdown.
+
+    Args:
+        comparison: The runs to compare.
+        title: The heading.
+        costs: Whether what they cost is in it too.
+    """
     lines = [f"# {title}", ""]
     for grid in grids(comparison, costs):
         titles = [column.title.replace("|", "\\|") for column in grid.columns]
@@ -109,13 +115,25 @@ def markdown_text(comparison: Comparison, title: str = "Comparison", costs: bool
 
 
 def marked(column: Column, method: str, cell: str, newline: str) -> str:
-    """A cell in Markdown, its value in bold where the method is among the best of the column."""
+    """A cell in Markdown, its value in bold where the method is among the best of the column.
+
+    Args:
+        column: The column.
+        method: The row.
+        cell: What stands there.
+        newline: What parts the value from its difference.
+    """
     value, between, rest = cell.partition(newline)
     return f"**{value}**{between}{rest}" if method in column.best else cell
 
 
 def csv_text(comparison: Comparison, costs: bool = True) -> str:
-    """Every number of every method and dataset, a line each."""
+    """Every number of every method and dataset, a line each.
+
+    Args:
+        comparison: The runs to compare.
+        costs: Whether what they cost is in it too.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["dataset", "metric", "method", "runs", "mean", "half_width_95"]
@@ -130,7 +148,12 @@ def csv_text(comparison: Comparison, costs: bool = True) -> str:
 
 
 def grids(comparison: Comparison, costs: bool = True) -> Iterator[Grid]:
-    """The tables of a comparison: of each dataset its scores and its decisions; and, if asked, what the runs cost."""
+    """The tables of a comparison: of each dataset its scores and its decisions; and, if asked, what the runs cost.
+
+    Args:
+        comparison: The runs to compare.
+        costs: Whether what they cost is in it too.
+    """
     present = dict.fromkeys(key for run in comparison.runs for key in run.numbers)
     methods = list(comparison.methods)
 
@@ -176,7 +199,12 @@ def _cell(column: Column, row: int, newline: str, bold: str) -> str:
 
 
 def difference_text(column: Column, found: Summary) -> str | None:
-    """A number's difference from the reference; None for the reference itself and for what is no score."""
+    """A number's difference from the reference; None for the reference itself and for what is no score.
+
+    Args:
+        column: Its column.
+        found: The number.
+    """
     if found.difference is None or column.show is not _show_score:
         return None
     return f"{found.difference:+.3f}{_half(found.difference_half)}"

@@ -59,7 +59,12 @@ def best_rows(metric: str, rows: Mapping[str, Sequence[Answers]]) -> set[str]:
 
 
 def holm(p_values: Mapping[tuple[str, str], float], level: float = LEVEL) -> set[tuple[str, str]]:
-    """The hypotheses that Holm's step-down procedure (1979) rejects, wrongly in one or more at most this often."""
+    """The hypotheses that Holm's step-down procedure (1979) rejects, wrongly in one or more at most this often.
+
+    Args:
+        p_values: By hypothesis.
+        level: The probability, at most, that it rejects one or more that hold.
+    """
     rejected = set()
     for left, (pair, p) in zip(range(len(p_values), 0, -1), sorted(p_values.items(), key=lambda i: i[1]), strict=True):
         if p * left > level:
