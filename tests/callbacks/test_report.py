@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 
-from bayeslora.callbacks.predictions import PredictionFile
+from bayeslora.callbacks.predictions import Predictions
 from bayeslora.callbacks.report import Report, flat, report, tables
 from bayeslora.errors import UsageError
 from bayeslora.metrics import UNKNOWN, Answers, evaluate
@@ -80,7 +80,7 @@ def test_missing_labels_and_files_are_refused(folder: Path) -> None:
 def test_the_callback_reports_and_logs(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="logs", version="test")
     callback = Report()
-    trainer(tmp_path, PredictionFile(), callback, logger=logger).test(Module(), Data())
+    trainer(tmp_path, Predictions(), callback, logger=logger).test(Module(), Data())
     metrics = json.loads((tmp_path / "test" / "metrics.json").read_text())
     assert callback.reported is not None
     assert callback.reported.metrics == metrics
