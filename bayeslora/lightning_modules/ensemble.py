@@ -259,8 +259,9 @@ class LoRAEnsemble(MultipleChoiceModule):
 
     def _loss_of(self, places: Sequence[int], batches: Sequence[AnswerBatch]) -> Tensor:
         """The sum of the losses of the members at some places, without those that fail."""
-        own = [self._shares[place] for place in places]
-        losses = self.member_losses(places, [batches[place] for place in places], own)
+        own, taken = [self._shares[place] for place in places], [batches[place] for place in places]
+        even = all(share == StepShare() for share in own)
+        losses = self.member_losses(places, taken) if even else self.member_losses(places, taken, own)
         for place, fine in zip(places, losses.detach().isfinite().tolist(), strict=True):
             if not fine and place in self.active_members():
                 rows = batches[place].example_id.tolist()
@@ -289,11 +290,11 @@ class LoRAEnsemble(MultipleChoiceModule):
         losses = (normaliser - chosen).mean(-1)  # type: ignore[operator]
         if self.kl_to_base:
             losses = losses + self.kl_to_base * self._divergence(output.logits, batches, weights)
-        if uneven := any(share != StepShare() for share in own):
+        if own:
             losses = losses * losses.new_tensor([share.questions for share in own])
         if self.l2_product:
             norms = self.l2_product * product_norms(weights)
-            losses = losses + (norms * own[0].batches if uneven else norms)
+            losses = losses + (norms * own[0].batches if own else norms)
         return losses
 
     def _noisy(self, places: Sequence[int], weights: dict[str, Tensor]) -> Samples:
