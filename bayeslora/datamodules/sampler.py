@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import torch
@@ -70,6 +70,7 @@ class TrainBatches:
     member: int = 0
     epoch: int = 0
     shift: int = 0
+    _sizes: tuple[int, list[int]] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def sampler(self) -> TrainBatches:
@@ -95,9 +96,12 @@ class TrainBatches:
 
     def sizes(self) -> list[int]:
         """Questions in every batch of this epoch, of all ranks together and without those that are borrowed."""
-        n, size = len(self.lengths), self.batch_size * self.world
-        found = [min(size, n - size * place) for place in range(len(self))]
-        return [found[i] for i in self._places(len(found))] if self.how == "bucketed" else found
+        if self._sizes is None or self._sizes[0] != self.epoch:  # every micro-batch asks, which is not to cost an epoch
+            n, size = len(self.lengths), self.batch_size * self.world
+            found = [min(size, n - size * place) for place in range(len(self))]
+            ordered = [found[i] for i in self._places(len(found))] if self.how == "bucketed" else found
+            self._sizes = self.epoch, ordered
+        return self._sizes[1]
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches, as row numbers of their questions."""
