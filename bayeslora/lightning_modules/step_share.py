@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["StepShare", "shares"]
-
 
 @dataclass(frozen=True)
 class StepShare:
