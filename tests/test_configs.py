@@ -11,7 +11,7 @@ import bayeslora.commands.lightning as lightning_cli
 from bayeslora import BLoBModule, CLoRAModule, IVONModule, ScalaBLModule
 from bayeslora.cli import main
 from bayeslora.commands.resolved import resolve
-from bayeslora.grid.fields import counted
+from bayeslora.grid.fields import counting_fields
 from bayeslora.grid.specification import read_grid
 
 ROOT = Path(__file__).parent.parent / "bayeslora" / "configs"
@@ -115,7 +115,7 @@ def test_every_row_of_a_table_resolves_and_counts(file: Path) -> None:
     """On the table's first dataset; whether others are read is what their own files' tests say."""
     grid = read_grid(file)
     dataset = next(iter(grid.datasets))
-    found = {name: counted(resolve(grid.parts(name, dataset))[0]) for name in grid.methods}
+    found = {name: counting_fields(resolve(grid.parts(name, dataset))[0]) for name in grid.methods}
     alike = [name for name in found if list(found.values()).count(found[name]) > 1]
     assert {name for name in alike if grid.methods[name].checkpoint == "last"} <= {"mle"}, "two rows are one"
 
