@@ -103,3 +103,12 @@ def test_tests_do_not_import_one_another(path: Path) -> None:
     own = {name for name in named if name.startswith("tests.")}
     wrong = sorted(name for name in own if any(part.startswith(("test_", "conftest")) for part in name.split(".")))
     assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}: move what it needs to tests/helpers"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_fit_on_a_screen(path: Path) -> None:
+    """At most 400 lines a file and 55 a function, docstrings included."""
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert not [n.name for n in functions if (n.end_lineno or 0) - n.lineno >= 55]

@@ -123,14 +123,16 @@ class Laplace(PosteriorCallback, RemembersFit):
                 f"the network itself answer by chance; allowed: {', '.join(LINKS)}, or {WEIGHT_SAMPLES} all the same"
             )
         if predict not in (None, WEIGHT_SAMPLES, *LINKS):
-            raise UsageError(
-                f"Laplace's predict is {predict!r}; allowed: {', '.join(LINKS)}, {WEIGHT_SAMPLES}, or none"
-            )
+            allowed = f"{', '.join(LINKS)}, {WEIGHT_SAMPLES}, or none"
+            raise UsageError(f"Laplace's predict is {predict!r}; allowed: {allowed}")
         if structure != AUTO:
             check_structure(structure)
-        require_choice("Laplace's dtype", dtype, _DTYPES)
-        require_choice("Laplace's mean", mean, MEANS)
-        require_choice("Laplace's prior_mean", prior_mean, CENTRES)
+        for name, value, choices in (
+            ("dtype", dtype, _DTYPES),
+            ("mean", mean, MEANS),
+            ("prior_mean", prior_mean, CENTRES),
+        ):
+            require_choice(f"Laplace's {name}", value, choices)
         if mean == "refit" and structure not in (AUTO, "full"):
             raise UsageError(f"Laplace's mean='refit' {NEEDS_ROWS}; here is structure={structure!r}")
         super().__init__(

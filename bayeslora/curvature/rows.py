@@ -59,8 +59,6 @@ def collect(
     ``prune`` :math:`(1 + \log N)` of the traces is lost so. Leaving such questions'
     :math:`E = \sum_n J_n^T \Lambda_n J_n` out raises variances S to at most :math:`(1 + \|E\| / \lambda) S`.
 
-    The device is waited for a few times a batch, however many parameters there are.
-
     Args:
         network: The module.
         batches: The batches, always in the same order; those that are in the shards already are skipped.
@@ -86,18 +84,9 @@ def collect(
         trace = softmax_root(_finite(logits, index)).square().sum((-2, -1))
         traces = torch.cat([traces, trace])
         rows, kept = _rows(network, batch, logits, trace >= prune * traces.mean(), names, dtype)
-        shards.write(
-            index,
-            {
-                "logits": logits,
-                "label": network.label(batch),
-                "trace": trace,
-                "lost": trace.masked_fill(kept, 0.0),
-                "kept": kept,
-                "gain": _largest_square(rows, logits[kept]),
-                ROWS: rows,
-            },
-        )
+        found = {"logits": logits, "label": network.label(batch), "trace": trace, "kept": kept, ROWS: rows}
+        lost, gain = trace.masked_fill(kept, 0.0), _largest_square(rows, logits[kept])
+        shards.write(index, {**found, "lost": lost, "gain": gain})
 
 
 def _rows(

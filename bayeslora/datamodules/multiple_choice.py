@@ -12,7 +12,7 @@ from bayeslora.datamodules.arguments import check_arguments
 from bayeslora.datamodules.encode import Encoded
 from bayeslora.datamodules.loader import AnswerLoader
 from bayeslora.datamodules.model_side import HEAD, LABEL_TOKEN, ModelSide
-from bayeslora.datamodules.position import position, refuse_changes
+from bayeslora.datamodules.position import order_depends_on, position, refuse_changes
 from bayeslora.datamodules.prompting import Prompting, allowed_length, common_options
 from bayeslora.datamodules.protocols import Protocol, get_protocol
 from bayeslora.datamodules.question import Question
@@ -20,7 +20,14 @@ from bayeslora.datamodules.registry import get_benchmark
 from bayeslora.datamodules.rows import Rows, ShuffledOptions
 from bayeslora.datamodules.sampler import EvalBatches, TrainBatches, permutation
 from bayeslora.datamodules.source import Benchmark
-from bayeslora.datamodules.splits import CALIBRATION, fingerprint, load_parts, load_split, shared_questions
+from bayeslora.datamodules.splits import (
+    CALIBRATION,
+    fingerprint,
+    full_batches,
+    load_parts,
+    load_split,
+    shared_questions,
+)
 from bayeslora.datamodules.tokenizer import load_tokenizer
 from bayeslora.errors import UsageError
 from bayeslora.models.pretrained import EMBEDDED
@@ -196,14 +203,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
 
     def _evaluated(self, questions: list[Question]) -> list[Question]:
         """The questions the protocol evaluates: all, or as many as fill batches."""
-        if not self.protocol.drop_last:
-            return questions
-        if len(questions) < self.eval_batch_size:
-            raise UsageError(
-                f"eval_batch_size is {self.eval_batch_size}; allowed: {len(questions)} or less, since protocol "
-                f"{self.protocol.name!r} drops a batch that is not full"
-            )
-        return questions[: len(questions) // self.eval_batch_size * self.eval_batch_size]
+        return full_batches(questions, self.eval_batch_size, self.protocol) if self.protocol.drop_last else questions
 
     def _benchmark(self, name: str) -> Benchmark:
         here = [*PARTS, *self.test_names]
@@ -380,7 +380,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         if self.trainer is None:
             return {}
         epoch, taken = position(self.trainer)
-        return {"epoch": epoch, "position": taken, "order": self._order_depends_on()}
+        return {"epoch": epoch, "position": taken, "order": order_depends_on(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue training where a checkpoint stopped; other stages need nothing of it.
@@ -389,19 +389,5 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
             UsageError: training data or order are not those of the checkpoint.
         """
         if self.trainer is not None and self.trainer.state.fn == "fit" and state_dict:
-            refuse_changes(state_dict["order"], self._order_depends_on())
+            refuse_changes(state_dict["order"], order_depends_on(self))
             self._resume = (state_dict["epoch"], state_dict["position"])
-
-    def _order_depends_on(self) -> dict[str, Any]:
-        return {
-            "protocol": self.protocol.saved(),
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "processes": self._ranks()[1],
-            "members": list(self.members),
-            "shuffle_options": self.shuffle_options,
-            "shots": self.shots,
-            "chat": self.chat,
-            "training questions": len(self.train_questions),
-            "fingerprint": self.fingerprint,
-        }

@@ -30,3 +30,24 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
                 f"cannot resume: {name} is {value!r} and was {saved[name]!r} in the checkpoint; give the same data "
                 "arguments, or start a new run"
             )
+
+
+def order_depends_on(data: Any) -> dict[str, Any]:
+    """What the order of the training questions depends on, as plain values.
+
+    Args:
+        data: The DataModule.
+    """
+    processes = 1 if data.trainer is None else data.trainer.world_size
+    return {
+        "protocol": data.protocol.saved(),
+        "seed": data.seed,
+        "batch_size": data.batch_size,
+        "processes": processes,
+        "members": list(data.members),
+        "shuffle_options": data.shuffle_options,
+        "shots": data.shots,
+        "chat": data.chat,
+        "training questions": len(data.train_questions),
+        "fingerprint": data.fingerprint,
+    }

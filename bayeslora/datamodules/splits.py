@@ -143,3 +143,22 @@ def fingerprint(sets: Iterable[Sequence[Question]]) -> str:
     for questions in sets:
         digest.update(repr([(q.id, q.content, q.label) for q in questions]).encode())
     return digest.hexdigest()
+
+
+def full_batches(questions: list[Question], size: int, protocol: Protocol) -> list[Question]:
+    """As many questions as fill batches.
+
+    Args:
+        questions: The questions, in their order.
+        size: Questions in a batch for evaluation.
+        protocol: The protocol that drops a batch which is not full.
+
+    Raises:
+        UsageError: they do not fill one batch.
+    """
+    if len(questions) < size:
+        raise UsageError(
+            f"eval_batch_size is {size}; allowed: {len(questions)} or less, since protocol {protocol.name!r} drops a "
+            "batch that is not full"
+        )
+    return questions[: len(questions) // size * size]

@@ -21,7 +21,14 @@ from bayeslora.lightning_modules.step_share import StepShare, shares
 from bayeslora.models.answer_model import Vocabulary
 from bayeslora.models.in_place import write_weights
 from bayeslora.models.loading import Backbone, LoRA, initialise
-from bayeslora.models.members import backpropagate, gradient_norms, product_norms, rows_of, stack_members
+from bayeslora.models.members import (
+    backpropagate,
+    divergence_from_base,
+    gradient_norms,
+    product_norms,
+    rows_of,
+    stack_members,
+)
 from bayeslora.posteriors.members.store import MemberStore
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.point import Point
@@ -223,7 +230,7 @@ class LoRAEnsemble(MultipleChoiceModule):
 
     def training_step(self, batch: AnswerBatch | list[AnswerBatch], batch_idx: int) -> Tensor:  # type: ignore[override]
         """The sum of the losses of the members that train."""
-        batches = self._batch_of_each(batch)
+        batches = batch_of_each(batch, len(self.member_ids), self.share_data_order)
         own = shares(self.trainer, batch_idx)
         self._shares = own if len(own) == len(batches) else own[:1] * len(batches)
         losses = [partial(self._loss_of, places, batches) for places in self._passes(batches)]
@@ -233,18 +240,6 @@ class LoRAEnsemble(MultipleChoiceModule):
         self.log("train/loss", mean, prog_bar=bar_is_shown(self._trainer), batch_size=len(batches[0]))
         self._stop_if_none_trains()
         return loss
-
-    def _batch_of_each(self, batch: AnswerBatch | list[AnswerBatch]) -> list[AnswerBatch]:
-        """A batch for every member: its own, or the one that all share."""
-        count = len(self.member_ids)
-        if isinstance(batch, AnswerBatch):
-            batch = [batch] * (count if self.share_data_order else 1)
-        if len(batch) != count:
-            raise UsageError(
-                f"{count} members need a batch each, the data gives {len(batch)}; allowed: DataModules of this "
-                "package, or share_data_order"
-            )
-        return batch
 
     def _passes(self, batches: Sequence[AnswerBatch]) -> list[list[int]]:
         """Places of the members of every pass.
@@ -289,7 +284,7 @@ class LoRAEnsemble(MultipleChoiceModule):
         normaliser = output.logsumexp if whole else output.logits.logsumexp(-1)
         losses = (normaliser - chosen).mean(-1)  # type: ignore[operator]
         if self.kl_to_base:
-            losses = losses + self.kl_to_base * self._divergence(output.logits, batches, weights)
+            losses = losses + self.kl_to_base * divergence_from_base(self.model, output.logits, batches, weights)
         if own:
             losses = losses * losses.new_tensor([share.questions for share in own])
         if self.l2_product:
@@ -301,15 +296,6 @@ class LoRAEnsemble(MultipleChoiceModule):
         """Members under noise that belongs to each and to this micro-batch."""
         draws = torch.tensor([stream(self.member_ids[place], self._micro_step) for place in places], device="cpu")
         return Samples(weights, draws, stream(self.seed, "train"))
-
-    def _divergence(self, logits: Tensor, batches: Sequence[AnswerBatch], weights: dict[str, Tensor]) -> Tensor:
-        r"""Mean :math:`KL(p_\theta \| p_{base})` over the options of each member's questions, ``[S]``."""
-        bare = {name: torch.zeros_like(w) if ".lora_B." in name else w.detach() for name, w in weights.items()}
-        with torch.no_grad():
-            base = self.model.forward_each(batches, Samples(bare)).logits.log_softmax(-1)
-        own = logits.log_softmax(-1)
-        gap = torch.where(own.isinf(), 0.0, own) - torch.where(base.isinf(), 0.0, base)
-        return (own.exp() * gap).sum(-1).mean(-1)
 
     # --- members that train no more ------------------------------------------------------------------------------
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from bayeslora.errors import UsageError, require
+from bayeslora.lightning_modules.cut_steps import run_length, unfinished_gradients
 from bayeslora.lightning_modules.optimisation import Optimisation
 from bayeslora.lightning_modules.prediction_path import PredictionPath
 from bayeslora.lightning_modules.progress import bar_is_shown
-from bayeslora.lightning_modules.refusals import refuse_shards, stop_at_nan
+from bayeslora.lightning_modules.refusals import check_parameters, refuse_shards, stop_at_nan
 from bayeslora.lightning_modules.step_share import StepShare, shares
 from bayeslora.metrics.calibration import ECE
 from bayeslora.metrics.means import Brier, Mean
@@ -71,7 +72,7 @@ class MultipleChoiceModule(L.LightningModule):
         for name, value in self.hparams.items():  # checkpoints load with weights_only: plain types alone
             if is_dataclass(value) and not isinstance(value, type):
                 self.hparams[name] = asdict(value)
-        self.strict_loading = False  # checkpoints hold trainable parameters only; _check_parameters is the strict part
+        self.strict_loading = False  # checkpoints hold trainable parameters only; check_parameters is the strict part
         self.model: AnswerModel = None  # type: ignore[assignment]  # until configure_model
         self.prediction = PredictionPath(self.predictive)
         self.val_nll, self.val_accuracy = MeanMetric(), MeanMetric()
@@ -346,35 +347,14 @@ class MultipleChoiceModule(L.LightningModule):
         checkpoint["bayeslora"] = {
             "base": self.model.base_fingerprint,
             "micro_step": self._micro_step,
-            "gradients": self._unfinished_gradients(),
-            "run": self._length(),
-        }
-
-    def _unfinished_gradients(self) -> dict[str, Tensor]:
-        """What micro-batches have added up to since the last optimiser step, which a resumed run would lack.
-
-        Several processes save their mean: the optimiser sees the mean over processes too.
-        """
-        ready = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        stepped = ready % self.trainer.accumulate_grad_batches == 0 or ready >= self.trainer.num_training_batches
-        if stepped:
-            return {}
-        reduce = self.trainer.strategy.reduce
-        gradients = {name: p.grad for name, p in self.trainable().items() if p.grad is not None}
-        return {name: reduce(gradient.clone(), reduce_op="mean") for name, gradient in gradients.items()}
-
-    def _length(self) -> dict[str, float]:
-        """What schedules of rates and of divergences are derived from."""
-        trainer: Any = self.trainer
-        return {
-            "optimiser steps": float(trainer.estimated_stepping_batches),
-            "accumulate_grad_batches": float(trainer.accumulate_grad_batches),
+            "gradients": unfinished_gradients(self.trainer, self.trainable()),
+            "run": run_length(self.trainer),
         }
 
     def on_train_start(self) -> None:
         """Take up the gradients of an optimiser step that a checkpoint cut in two; say if the run's length changed."""
         self._learned = True
-        now = self._length()
+        now = run_length(self.trainer)
         for what, before in self._length_before.items():
             if before != now[what]:
                 rank_zero_warn(
@@ -402,7 +382,7 @@ class MultipleChoiceModule(L.LightningModule):
                 f"the checkpoint was trained on another base (fingerprint {own['base']}) than "
                 f"{self.backbone.pretrained} ({base}); give backbone.pretrained the base it was trained on",
             )
-        _check_parameters(checkpoint["state_dict"], self.trainable())
+        check_parameters(checkpoint["state_dict"], self.trainable())
         self._micro_step, self._gradients = own["micro_step"], own["gradients"]
         self._length_before = own.get("run", {})  # checkpoints of version 0.1.0 have none
 
@@ -413,23 +393,7 @@ class MultipleChoiceModule(L.LightningModule):
         """
         self.configure_model()
         trainable = self.trainable()
-        _check_parameters(state_dict, trainable)
+        check_parameters(state_dict, trainable)
         write_weights(trainable, {name: state_dict[name] for name in trainable})
         self._learned = True
         return torch.nn.modules.module._IncompatibleKeys([], [])
-
-
-def _check_parameters(found: Any, wanted: dict[str, torch.nn.Parameter]) -> None:
-    missing = [name for name in wanted if name not in found]
-    unexpected = [name for name in found if name not in wanted]
-    if missing or unexpected:
-        raise UsageError(
-            f"the checkpoint does not fit: {len(missing)} parameters missing ({missing[:1]}), {len(unexpected)} "
-            f"unexpected ({unexpected[:1]}); give lora.target_modules and readout as they were in training",
-        )
-    for name, parameter in wanted.items():
-        if found[name].shape != parameter.shape:
-            raise UsageError(
-                f"the checkpoint's {name} has shape {list(found[name].shape)}, this model's {list(parameter.shape)}; "
-                "give lora.r as it was in training",
-            )

@@ -1,6 +1,8 @@
-"""What no module or callback of the package goes on with: weights in shards, numbers that are not finite."""
+"""What no module or callback of the package goes on with: weights in shards or of others, numbers not finite."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import lightning as L
 import torch
@@ -44,3 +46,28 @@ def stop_at_nan(value: Tensor, batch: AnswerBatch, what: str) -> None:
     if not torch.isfinite(value).all():
         ids = batch.example_id.tolist()
         raise RunError(f"{what} is not finite on dataset {batch.dataset}, rows {ids}; lower the learning rate or dtype")
+
+
+def check_parameters(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint whose parameters are not the model's, by name and by shape.
+
+    Args:
+        found: The checkpoint's.
+        wanted: The model's.
+
+    Raises:
+        UsageError: naming what is missing, unexpected or of another shape.
+    """
+    missing = [name for name in wanted if name not in found]
+    unexpected = [name for name in found if name not in wanted]
+    if missing or unexpected:
+        raise UsageError(
+            f"the checkpoint does not fit: {len(missing)} parameters missing ({missing[:1]}), {len(unexpected)} "
+            f"unexpected ({unexpected[:1]}); give lora.target_modules and readout as they were in training",
+        )
+    for name, parameter in wanted.items():
+        if found[name].shape != parameter.shape:
+            raise UsageError(
+                f"the checkpoint's {name} has shape {list(found[name].shape)}, this model's {list(parameter.shape)}; "
+                "give lora.r as it was in training",
+            )

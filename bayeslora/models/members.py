@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from bayeslora.errors import UsageError
 from bayeslora.models.noise import noise_positions, row_keys
 from bayeslora.models.sites import SiteLinear, SiteState, plain_name
 from bayeslora.types import AnswerBatch, Samples, WholeLabels
+
+if TYPE_CHECKING:
+    from bayeslora.models.answer_model import AnswerModel
 
 
 def stack_members(network: nn.Module, count: int) -> None:
@@ -153,6 +156,46 @@ def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
     return torch.stack(
         [get_total_norm(own) for own in zip(*(gradient.unbind() for gradient in gradients), strict=True)]
     )
+
+
+def batch_of_each(batch: AnswerBatch | list[AnswerBatch], count: int, shared: bool) -> list[AnswerBatch]:
+    """A batch for every member: its own, or the one that all share.
+
+    Args:
+        batch: What the data give.
+        count: Number M of members.
+        shared: Whether one batch is for all.
+
+    Raises:
+        UsageError: batches for another number of members.
+    """
+    if isinstance(batch, AnswerBatch):
+        batch = [batch] * (count if shared else 1)
+    if len(batch) != count:
+        raise UsageError(
+            f"{count} members need a batch each, the data gives {len(batch)}; allowed: DataModules of this package, or "
+            "share_data_order"
+        )
+    return batch
+
+
+def divergence_from_base(
+    model: AnswerModel, logits: Tensor, batches: Sequence[AnswerBatch], weights: Mapping[str, Tensor]
+) -> Tensor:
+    r"""Mean :math:`KL(p_\theta \| p_{base})` over the options of each member's questions, ``[S]``.
+
+    Args:
+        model: The model with its members.
+        logits: Their answers' logits ``[S, B, C]``.
+        batches: A batch for each of them.
+        weights: Their parameters, name to ``[S, *shape]``.
+    """
+    bare = {name: torch.zeros_like(w) if ".lora_B." in name else w.detach() for name, w in weights.items()}
+    with torch.no_grad():
+        base = model.forward_each(batches, Samples(bare)).logits.log_softmax(-1)
+    own = logits.log_softmax(-1)
+    gap = torch.where(own.isinf(), 0.0, own) - torch.where(base.isinf(), 0.0, base)
+    return (own.exp() * gap).sum(-1).mean(-1)
 
 
 def product_norms(parameters: Mapping[str, Tensor]) -> Tensor:

@@ -70,17 +70,8 @@ def kept_of_adapter(
     beside = adapter_folder(str(adapter))
     if not fingerprint and (beside / "posterior.json").is_file():
         fingerprint = base_of(beside)
-    prompting = Prompting(
-        task=task,
-        protocol=get_protocol(protocol).saved(),
-        tokenizer=tokenizer or backbone.pretrained,
-        revision=None if tokenizer else backbone.revision,
-        readout=backbone.readout,
-        max_length=max_length or 0,
-        pairs=backbone.readout == HEAD and backbone.num_labels is not None,
-        chat=chat,
-        options=None if options is None else tuple(options),
-    )
+    limits = {"task": task, "chat": chat, "max_length": max_length or 0, "options": options and tuple(options)}
+    prompting = _prompting(backbone, protocol, tokenizer, **limits)
     return Kept(
         method="adapter" if prediction is None else prediction.label,
         module="LoRAModule",
@@ -92,6 +83,18 @@ def kept_of_adapter(
         prediction=prediction,
         posterior=found,
         temperature=temperature,
+    )
+
+
+def _prompting(backbone: Backbone, protocol: Any, tokenizer: str | None, **given: Any) -> Prompting:
+    """How questions are asked of a backbone."""
+    return Prompting(
+        protocol=get_protocol(protocol).saved(),
+        tokenizer=tokenizer or backbone.pretrained,
+        revision=None if tokenizer else backbone.revision,
+        readout=backbone.readout,
+        pairs=backbone.readout == HEAD and backbone.num_labels is not None,
+        **given,
     )
 
 
