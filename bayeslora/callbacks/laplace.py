@@ -127,17 +127,13 @@ class Laplace(PosteriorCallback, RemembersFit):
             raise UsageError(f"Laplace's predict is {predict!r}; allowed: {allowed}")
         if structure != AUTO:
             check_structure(structure)
-        for name, value, choices in (
-            ("dtype", dtype, _DTYPES),
-            ("mean", mean, MEANS),
-            ("prior_mean", prior_mean, CENTRES),
-        ):
+        wanted = {"dtype": (dtype, _DTYPES), "mean": (mean, MEANS), "prior_mean": (prior_mean, CENTRES)}
+        for name, (value, choices) in wanted.items():
             require_choice(f"Laplace's {name}", value, choices)
         if mean == "refit" and structure not in (AUTO, "full"):
             raise UsageError(f"Laplace's mean='refit' {NEEDS_ROWS}; here is structure={structure!r}")
-        super().__init__(
-            samples, "samples" if predict == WEIGHT_SAMPLES else predict and "linearised", False, seed, logits_fn
-        )
+        how = "samples" if predict == WEIGHT_SAMPLES else predict and "linearised"
+        super().__init__(samples, how, False, seed, logits_fn)
         self.structure, self.link = structure, predict
         self.prior = Prior(precision, prior_mean, groups, subset_of_weights, scale, temperature, mean)
         self.dtype: torch.dtype = getattr(torch, dtype)

@@ -23,6 +23,7 @@ from bayeslora.models.in_place import write_weights
 from bayeslora.models.loading import Backbone, LoRA, initialise
 from bayeslora.models.members import (
     backpropagate,
+    batch_of_each,
     divergence_from_base,
     gradient_norms,
     product_norms,

@@ -61,29 +61,30 @@ def kept_of_adapter(
     Raises:
         UsageError: what is given does not belong together, or is not there.
     """
-    require("samples", samples, samples >= 1, "1 or more")
+    for name, number in {"samples": samples, "batch_size": batch_size}.items():
+        require(name, number, number >= 1, "1 or more")
     require("temperature", temperature, temperature > 0, "above 0")
-    require("batch_size", batch_size, batch_size >= 1, "1 or more")
     backbone = replace(base if isinstance(base, Backbone) else Backbone(base), adapter=str(adapter))
-    found, fingerprint = _posterior(posterior)
+    found, base_of_it = _posterior(posterior)
     prediction = None if found is None else _prediction(found, samples, seed)
-    beside = adapter_folder(str(adapter))
-    if not fingerprint and (beside / "posterior.json").is_file():
-        fingerprint = base_of(beside)
-    limits = {"task": task, "chat": chat, "max_length": max_length or 0, "options": options and tuple(options)}
-    prompting = _prompting(backbone, protocol, tokenizer, **limits)
+    asked = {"task": task, "chat": chat, "max_length": max_length or 0, "options": options and tuple(options)}
     return Kept(
         method="adapter" if prediction is None else prediction.label,
         module="LoRAModule",
         arguments={"backbone": asdict(backbone), "seed": seed},
         weights={},
-        base=fingerprint,
-        prompting=_checked(prompting, backbone),
+        base=base_of_it or _base_beside(adapter_folder(str(adapter))),
+        prompting=_checked(_prompting(backbone, protocol, tokenizer, **asked), backbone),
         batch_size=batch_size,
         prediction=prediction,
         posterior=found,
         temperature=temperature,
     )
+
+
+def _base_beside(adapter: Path) -> str:
+    """Fingerprint of the base that a posterior beside an adapter names; empty where there is none."""
+    return base_of(adapter) if (adapter / "posterior.json").is_file() else ""
 
 
 def _prompting(backbone: Backbone, protocol: Any, tokenizer: str | None, **given: Any) -> Prompting:
