@@ -103,7 +103,10 @@ class CommandLine(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def _parse_ckpt_path(self) -> None:
-        """A checkpoint's hyper-parameters come before files and options, see ``checkpoint_config``: nothing to do."""
+        """A checkpoint's hyper-parameters come before files and options, see ``checkpoint_config``: nothing to do.
+
+        Lightning's own would put them after those, and it has no public switch.
+        """
 
     def before_instantiate_classes(self) -> None:
         """Decide the run folder, and refuse what cannot run, before anything is loaded."""
@@ -184,6 +187,8 @@ class CommandLine(LightningCLI):
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        # The one place where Lightning lets a stage's own arguments be changed after the classes are made; a checkpoint
+        # named `last` is resolved in the run folder by then.
         kwargs = {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self._checkpoint}
         return kwargs | {"return_predictions": False} if subcommand == "predict" else kwargs  # the file holds them
 

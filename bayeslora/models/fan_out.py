@@ -54,7 +54,7 @@ class FanOut:
 
     @contextmanager
     def apart(self, state: SiteState) -> Iterator[None]:
-        """Within the block, the rows that are fed are in groups already: row group s meets weight set s."""
+        """Within the block, rows are not repeated for S weight sets: they come in S groups, and group s meets set s."""
         with self._passing(state, 0, len(self.layers), 1):
             yield
 

@@ -35,7 +35,7 @@ class SiteState:
         positions: Position of every token counted from the last ``[S * R, T]``, alongside ``keys``.
         perturbations: Weight name to S values ``[S, *shape]`` that are added with signs of their own for every token.
         coherent: Rows of one group share their key and their positions are all one: a draw is one function.
-        mask: Which tokens sum a row up: the real ones of its prompt ``[R, T]``; None where nobody said.
+        mask: Which tokens sum a row up: the real ones of its prompt ``[R, T]``; None where the batch has no mask.
         dropout: Whether dropout is among the noise.
         tail: Only the ends of rows are met, where labels of several tokens are predicted; T is their length.
     """
