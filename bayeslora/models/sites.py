@@ -143,7 +143,8 @@ class SiteLinear(nn.Linear):
         arriving, leaving = (_signs(self, x, side, channels) for side, channels in enumerate(perturbation.shape[:0:-1]))
         if rows is not None:
             perturbation, leaving = perturbation[:, rows], leaving[..., rows]
-        return self._linear(x * arriving, perturbation, None) * leaving
+        # A head is read outside of autocast, which perturbations are drawn in.
+        return self._linear(x * arriving, perturbation.to(x.dtype), None) * leaving
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         groups = self.context.state.groups
