@@ -66,7 +66,8 @@ def predict(
                 found = asked.prepared(chunk)
                 done, left = min(left, len(found)), max(0, left - len(found))
                 if fresh := found[done:]:
-                    writer.write(_rows(predictor, fresh))
+                    prepared, rows = zip(*fresh, strict=True)
+                    writer.write(predictor.rows(prepared, rows))
                 answered += len(fresh)
                 step(len(chunk))
     return answered, asked.left_out
@@ -113,15 +114,6 @@ class _Asked:
             ) from error
         self.left_out += 1
         print(f"line {number} of {self.source} was left out: {error}", file=sys.stderr)
-
-
-def _rows(predictor: Predictor, asked: Sequence[tuple[Prepared, dict[str, Any]]]) -> list[dict[str, Any]]:
-    from bayeslora.results.answer_file import answer_rows
-
-    prepared = [one for one, _ in asked]
-    answers = predictor.predict(prepared)
-    decided = None if predictor.rule is None else predictor.rule(answers)
-    return answer_rows(answers, [one.question.options for one in prepared], [row for _, row in asked], decided)
 
 
 def _lines(source: Path | str) -> Iterator[Line]:

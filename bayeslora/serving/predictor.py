@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -18,19 +18,21 @@ from bayeslora.datamodules.model_side import ModelSide
 from bayeslora.datamodules.option_order import merge_orders
 from bayeslora.datamodules.question import Question, from_choices, from_options, from_sentences, has_sentences
 from bayeslora.datamodules.tokenizer import load_tokenizer
-from bayeslora.decisions.rule import Decided, DecisionRule
+from bayeslora.decisions.rule import DecisionRule
 from bayeslora.errors import RunError, UsageError
 from bayeslora.lightning_modules.bare_base import BareBase
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.metrics.answers import Answers
 from bayeslora.models.loading import Backbone
 from bayeslora.posteriors.state import check_same_parameters
+from bayeslora.results.answer_file import Row, answer_rows
 from bayeslora.serving.adapter import kept_of_adapter
 from bayeslora.serving.answer import Answer
 from bayeslora.serving.hub import fetch, push
 from bayeslora.serving.kept import Kept, load
 from bayeslora.types import Posterior
 
+_SAME = ("id", "choice", "confidence", "total", "aleatoric", "epistemic", "abstain", "reason")  # in row and answer
 Given = Question | Mapping[str, Any] | str
 
 
@@ -253,7 +255,21 @@ class Predictor:
 
     def answer(self, prepared: Sequence[Prepared]) -> list[Answer]:
         """Answers to questions that were prepared, in their order."""
-        return list(self._answers(prepared))
+        rows = self.rows(prepared, [{}] * len(prepared))
+        return [_answer(row, one.encodings) for row, one in zip(rows, prepared, strict=True)]
+
+    def rows(self, prepared: Sequence[Prepared], inputs: Sequence[Mapping[str, Any]]) -> list[Row]:
+        """Answers as rows of a file of answers, see :mod:`bayeslora.results.answer_file`.
+
+        Args:
+            prepared: The questions.
+            inputs: Further columns of each, which are kept.
+        """
+        if not prepared:
+            return []
+        found = self.predict(prepared)
+        decided = None if self.rule is None else self.rule(found)
+        return answer_rows(found, [one.question.options for one in prepared], inputs, decided)
 
     def predict(self, prepared: Sequence[Prepared]) -> Answers:
         """Predictions for questions that were prepared, in their order, as metrics and files of answers take them."""
@@ -280,35 +296,15 @@ class Predictor:
             )
         return Answers.from_predictive(predictive, torch.tensor([one.question.label for one in prepared]))
 
-    def _answers(self, prepared: Sequence[Prepared]) -> Iterator[Answer]:
-        if not prepared:
-            return
-        found = self.predict(prepared)
-        decided = None if self.rule is None else self.rule(found)
-        columns = (found.probs.tolist(), found.total.tolist(), found.aleatoric.tolist(), found.epistemic.tolist())
-        for place, (probs, total, aleatoric, epistemic) in enumerate(zip(*columns, strict=True)):
-            one = prepared[place]
-            probs = tuple(probs[: len(one.question.options)])
-            choice = max(range(len(probs)), key=probs.__getitem__)
-            yield Answer(
-                id=one.question.id,
-                options=one.question.options,
-                probs=probs,
-                choice=choice,
-                confidence=probs[choice],
-                total=total,
-                aleatoric=aleatoric,
-                epistemic=epistemic,
-                cut=any(encoding.cut for encoding in one.encodings),
-                **_decision(decided, place),
-            )
 
-
-def _decision(decided: Decided | None, place: int) -> dict[str, Any]:
-    if decided is None:
-        return {}
-    members = tuple(decided.sets[place].nonzero().squeeze(-1).tolist())
-    return {"prediction_set": members, "abstain": bool(decided.abstain[place]), "reason": decided.reason[place]}
+def _answer(row: Row, encodings: Sequence[Encoded]) -> Answer:
+    return Answer(
+        options=tuple(row["options"]),
+        probs=tuple(row["probabilities"]),
+        prediction_set=None if row["set"] is None else tuple(row["set"]),
+        cut=any(encoding.cut for encoding in encodings),
+        **{name: row[name] for name in _SAME},
+    )
 
 
 def _question(row: Mapping[str, Any], fallback_id: str) -> Question:
