@@ -13,8 +13,9 @@ from filelock import FileLock, Timeout
 from bayeslora.errors import UsageError
 from bayeslora.files import file_checksum, read_record, write_record
 from bayeslora.grid.specification import Grid
+from bayeslora.types import PREDICTION_FILE
 
-PREDICTIONS = "test/predictions.parquet"  # in a run folder
+PREDICTIONS = f"test/{PREDICTION_FILE}"  # in a run folder
 LAST = "checkpoints/last.ckpt"
 CELL, TRAINED, DONE, ATTEMPTS, LOG = "cell.json", "trained.json", "done.json", "attempts.json", "cell.log"
 _LOCK = ".cell.lock"

@@ -27,6 +27,7 @@ from bayeslora.decisions.rule_file import load_rule, save_rule
 from bayeslora.errors import UsageError
 from bayeslora.files import file_checksum, read_record, replacing_folder, write_record
 from bayeslora.models.hub import ADAPTER_FILES, adapter_folder
+from bayeslora.models.pretrained import EMBEDDED
 from bayeslora.posteriors.state import load_posterior, save_posterior
 from bayeslora.types import Posterior
 
@@ -37,6 +38,7 @@ _KINDS: dict[str, Callable[..., WeightPrediction | LaplacePrediction]] = {
     "weights": WeightPrediction,
     "laplace": LaplacePrediction,
 }
+_FOLDERS = ("pretrained", "adapter")  # of a backbone
 _REMEDY = "test the run again (bayeslora test --overwrite)"
 Prediction = WeightPrediction | LaplacePrediction
 
@@ -118,6 +120,8 @@ def load(root: Path | str) -> Kept:
         raise UsageError(f"{folder / _WEIGHTS} is damaged or missing (it is not what was written there); {_REMEDY}")
     try:
         return _kept(record, folder)
+    except UsageError:
+        raise
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise UsageError(f"{folder / _RECORD} is damaged ({type(error).__name__}: {error}); {_REMEDY}") from error
 
@@ -128,11 +132,14 @@ def _record(kept: Kept) -> dict[str, Any]:
         kind = next(name for name, own in _KINDS.items() if own is type(kept.prediction))
         prediction = {"kind": kind, **asdict(kept.prediction)}
     plain = ("method", "module", "base", "precision", "batch_size", "temperature", "checkpoint")
+    arguments, asked = dict(kept.arguments), kept.prompting.to_dict()
+    if backbone := arguments.get("backbone"):
+        arguments["backbone"] = backbone | {name: _whole_path(backbone[name]) for name in _FOLDERS if name in backbone}
     return {
         "schema": SCHEMA,
         **{name: getattr(kept, name) for name in plain},
-        "arguments": _with_whole_paths(kept.arguments),
-        "prompting": _with_whole_paths(kept.prompting.to_dict()),
+        "arguments": arguments,
+        "prompting": {**asked, "tokenizer": _whole_path(asked["tokenizer"])},
         "prediction": prediction,
         "has_rule": kept.rule is not None,
     }
@@ -174,16 +181,10 @@ def _with_adapter_in(folder: Path, arguments: Mapping[str, Any]) -> dict[str, An
     return {**arguments, "backbone": {**backbone, "adapter": None}}
 
 
-def _with_whole_paths(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with folders that are there by their whole path, so that they are found from anywhere."""
-    found = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            value = _with_whole_paths(value)
-        elif name in ("pretrained", "adapter", "tokenizer") and isinstance(value, str) and Path(value).is_dir():
-            value = str(Path(value).resolve())
-        found[name] = value
-    return found
+def _whole_path(value: Any) -> Any:
+    """A folder that is there by its whole path, so that it is found from anywhere; anything else as it is."""
+    is_folder = isinstance(value, str) and value != EMBEDDED and Path(value).is_dir()
+    return str(Path(value).resolve()) if is_folder else value
 
 
 def _why(root: Path) -> str:

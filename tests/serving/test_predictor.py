@@ -201,3 +201,14 @@ def test_another_base_is_refused(own: tuple[Path, list[dict]], llama: str) -> No
         Predictor(changed)
     with pytest.raises(UsageError, match="not of this package"):
         Predictor(replace(kept, module="os.system"))
+
+
+def test_a_refusal_of_a_posterior_is_not_called_damage(
+    own: tuple[Path, list[dict]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: Path) -> None:
+        raise UsageError("of another schema")
+
+    monkeypatch.setattr("bayeslora.serving.kept.load_rule", refuse)
+    with pytest.raises(UsageError, match=r"^of another schema$"):
+        load(own[0])
