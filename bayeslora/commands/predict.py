@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -137,17 +136,11 @@ def _lines(source: Path | str) -> Iterator[Line]:
 
 
 def _json_lines(stream: Any) -> Iterator[Line]:
+    from bayeslora.results.answer_file import json_lines
+
     with stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield number, UsageError(f"it is no JSON ({error})")
-                continue
-            kind = type(row).__name__
-            yield number, row if isinstance(row, dict) else UsageError(f"it is no JSON object but {kind}")
+        for number, row in json_lines(stream):
+            yield number, UsageError(f"it {row}") if isinstance(row, str) else row
 
 
 @contextmanager

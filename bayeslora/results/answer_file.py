@@ -24,7 +24,7 @@ A column of the question that has one of these names and is not the same thing i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,18 +175,36 @@ def _checked(row: Row, where: str) -> Row:
     return row
 
 
+def json_lines(stream: Iterable[bytes]) -> Iterator[tuple[int, Row | str]]:
+    """The lines of JSON lines that are not empty: their numbers from 1 on, and the object or what is wrong with it.
+
+    Args:
+        stream: The lines.
+    """
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, f"is no JSON: {error}"
+            continue
+        yield number, row if isinstance(row, dict) else f"is no JSON object but {type(row).__name__}"
+
+
 def json_rows(path: Path) -> Iterator[Row]:
-    """The objects of a file of JSON lines; empty lines are passed over."""
+    """The objects of a file of JSON lines; empty lines are passed over.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UsageError: a line that is no JSON object, with its number.
+    """
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UsageError(f"line {number} of {path} is no JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise UsageError(f"line {number} of {path} is no JSON object but {type(row).__name__}")
+        for number, row in json_lines(file):
+            if isinstance(row, str):
+                raise UsageError(f"line {number} of {path} {row}")
             yield row
 
 
