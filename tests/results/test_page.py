@@ -12,7 +12,7 @@ from bayeslora.results.comparison.latex import escaped, latex_text
 from bayeslora.results.comparison.page import Section, page
 from bayeslora.results.comparison.plots import save_plots
 from bayeslora.results.comparison.tables import difference_text, grids
-from tests.results.equal_rows import equal_rows
+from tests.helpers.equal_rows import equal_rows
 
 STRANGE = "a_b <script>alert(1)</script> & 50 % | ~"
 

@@ -9,7 +9,7 @@ from bayeslora.errors import UsageError
 from bayeslora.results.comparison.comparison import Comparison, Run
 from bayeslora.results.comparison.page import page
 from bayeslora.results.comparison.published import read_published
-from tests.results.equal_rows import equal_rows
+from tests.helpers.equal_rows import equal_rows
 from tools.layout import ROOT
 
 HEAD = "dataset,method,metric,value,source,status\n"

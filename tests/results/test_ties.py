@@ -5,7 +5,7 @@ import torch
 
 from bayeslora.metrics.calibration import ECE
 from bayeslora.results.comparison.ties import TESTED, _ece, best_rows, holm
-from tests.results.equal_rows import answers, equal_rows
+from tests.helpers.equal_rows import answers, equal_rows
 
 
 def _called_worse(metric: str, k: int, draws: int) -> int:
