@@ -11,6 +11,7 @@ from typing import Any
 
 from bayeslora.errors import UsageError
 
+PREDICTION_FILE = "predictions.parquet"  # what a run predicted, in the folder of a test
 _CHECKSUM = "sha256"
 
 

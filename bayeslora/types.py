@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bayeslora.quadrature import normal_draws
 
-PREDICTION_FILE = "predictions.parquet"  # what a run predicted, in the folder of a test
 CONTRACT_VERSION = 1  # of the files that hold these types: predictions.parquet, metrics.json, posterior.json, run.json
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from bayeslora.callbacks.collected import Collected
 from bayeslora.decisions.rule_file import FILE as RULE
 from bayeslora.errors import UsageError
+from bayeslora.files import PREDICTION_FILE
 from bayeslora.lightning_modules.prediction_path import LogitsFn, owners, prediction_path
-from bayeslora.types import PREDICTION_FILE, AnswerBatch, Predictive
+from bayeslora.types import AnswerBatch, Predictive
 
 
 class Predictions(L.Callback):

@@ -14,11 +14,10 @@ from rich.table import Table
 from bayeslora.callbacks.logged_figures import send_figures
 from bayeslora.callbacks.predictions import Predictions
 from bayeslora.errors import UsageError
-from bayeslora.files import write_json
+from bayeslora.files import PREDICTION_FILE, write_json
 from bayeslora.metrics.evaluate import ERRORS, FLOOR_BINS, INTERVALS
 from bayeslora.results.measured import measure, rule_beside
 from bayeslora.results.terminal import column_groups
-from bayeslora.types import PREDICTION_FILE
 
 _SECTIONS = {
     "": {

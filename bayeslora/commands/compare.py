@@ -12,14 +12,13 @@ from rich.console import Console
 
 from bayeslora.commands import parsers
 from bayeslora.errors import UsageError
-from bayeslora.files import replacing
+from bayeslora.files import PREDICTION_FILE, replacing
 from bayeslora.results.comparison.comparison import Comparison, Run
 from bayeslora.results.comparison.latex import latex_text
 from bayeslora.results.comparison.page import Section, page
 from bayeslora.results.comparison.tables import csv_text, legend, markdown_text, rich_tables
 from bayeslora.results.measured import rule_beside
 from bayeslora.results.prediction_file import read_predictions
-from bayeslora.types import PREDICTION_FILE
 
 
 def compare(

@@ -11,9 +11,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bayeslora.errors import UsageError
-from bayeslora.files import file_checksum, read_record, write_record
+from bayeslora.files import PREDICTION_FILE, file_checksum, read_record, write_record
 from bayeslora.grid.specification import Grid
-from bayeslora.types import PREDICTION_FILE
 
 PREDICTIONS = f"test/{PREDICTION_FILE}"  # in a run folder
 LAST = "checkpoints/last.ckpt"
