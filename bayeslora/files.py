@@ -1,10 +1,13 @@
 """Files that are whole or absent, written beside their place and renamed into it; and records that show a damage."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from bayeslora.errors import UsageError
 
 PREDICTION_FILE = "predictions.parquet"  # what a run predicted, in the folder of a test
 _CHECKSUM = "sha256"
+_LEFT = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")  # what a process that is killed leaves
 
 
 @contextmanager
@@ -20,7 +24,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """A temporary path in the same folder, which takes the name ``path`` when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path, "tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -34,7 +38,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
 def replacing_folder(path: Path | str) -> Iterator[Path]:
     """The same for a folder: its new content is complete before the old one is removed."""
     path = Path(path)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    temporary, old = _beside(path, "tmp"), _beside(path, "old")
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -44,6 +48,23 @@ def replacing_folder(path: Path | str) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_leftovers(root: Path, others: Collection[str]) -> None:
+    """Remove what killed processes have left half written below a folder; finish what was on its way to its place.
+
+    Args:
+        root: A folder in which nobody else writes: the caller holds its lock.
+        others: Names of files or folders by which a folder below is somebody else's, and stays as it is.
+    """
+    for folder, folders, files in os.walk(root):
+        found = {name: left for name in (*folders, *files) if (left := _LEFT.fullmatch(name))}
+        for name, left in sorted(found.items()):  # of one process, `old` comes before `tmp`
+            target, whole = Path(folder, left["name"]), Path(folder, f".{left['name']}.{left['pid']}.tmp")
+            if left["kind"] == "old" and not target.exists() and whole.name in found:
+                os.replace(whole, target)  # killed between two renamings, see ``replacing_folder``
+            _remove(Path(folder, name))
+        folders[:] = [name for name in folders if name not in found and not _is_others(Path(folder, name), others)]
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -93,6 +114,22 @@ def file_checksum(path: Path) -> str:
     """The sha256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """The place beside a path that is this process's alone, see ``_LEFT``."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_others(folder: Path, marks: Collection[str]) -> bool:
+    return folder.name in marks or any((folder / mark).is_file() for mark in marks)
 
 
 def _checksum(value: dict[str, Any]) -> str:

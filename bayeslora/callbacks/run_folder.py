@@ -112,16 +112,22 @@ def refuse_second_fit(root: Path, resuming: bool, overwrite: bool) -> None:
     Raises:
         UsageError: the folder holds a run, which is neither continued nor given up.
     """
-    found = [path for name in _RESULTS if (path := root / name).exists()]
+    found = [path for name in _RESULTS if holds_files(path := root / name)]
     if not found or resuming:
         return
     if not overwrite:
+        saved = next((name for name in ("last", "best") if (root / "checkpoints" / f"{name}.ckpt").exists()), None)
+        on = f"continue it with --ckpt_path {saved}, " if saved else ""
         raise UsageError(
-            f"{root} already holds a run; continue it with --ckpt_path last, give another --trainer.default_root_dir, "
-            "or start over with --overwrite"
+            f"{root} already holds a run; {on}give another --trainer.default_root_dir, or start over with --overwrite"
         )
     for path in found:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def holds_files(path: Path) -> bool:
+    """Whether there is a file, or a folder with any in it; a process that is killed leaves empty ones."""
+    return path.is_file() or any(inner.is_file() for inner in path.rglob("*"))
 
 
 def _record_file(trainer: L.Trainer) -> Path:

@@ -11,6 +11,8 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
 from bayeslora.errors import UsageError
+from bayeslora.files import clear_leftovers
+from bayeslora.posteriors.members.store import FOLDER
 
 FILE = ".lock"
 _held: ContextVar[ExitStack | None] = ContextVar("held", default=None)
@@ -28,7 +30,7 @@ def folder_locks() -> Iterator[None]:
 
 
 def lock_folder(root: Path) -> None:
-    """Keep other processes from writing into a run folder until the command ends.
+    """Keep other processes from writing into a run folder until the command ends; clear what killed ones have left.
 
     The other ranks of a distributed run belong to the process that holds the lock, and take none.
 
@@ -44,6 +46,7 @@ def lock_folder(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         locks.enter_context(FileLock(root / FILE, timeout=0, fallback_to_soft=False))
+        clear_leftovers(root, others=(FILE, FOLDER))  # run folders below have locks of their own, members leases
     except Timeout:
         raise UsageError(
             f"another process is working in {root}; wait until it ends, or give another --trainer.default_root_dir"

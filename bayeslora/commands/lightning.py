@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 import bayeslora.datamodules
 import bayeslora.lightning_modules
 from bayeslora.callbacks.ensemble import Ensemble
-from bayeslora.callbacks.run_folder import AtomicCheckpointIO, RunFolder, refuse_second_fit
+from bayeslora.callbacks.run_folder import AtomicCheckpointIO, RunFolder, holds_files, refuse_second_fit
 from bayeslora.commands.arguments import configurations_first
 from bayeslora.commands.checkpoints import LAST, checkpoint_config, members_beyond_checkpoint, resolve, resumes
 from bayeslora.commands.folder_lock import folder_locks, lock_folder
@@ -128,7 +128,7 @@ class CommandLine(LightningCLI):
         stage_folder = self._root / self.subcommand
         if self.subcommand in ("test", "predict") and not leaves_nothing(config.trainer):
             lock_folder(self._root)
-            if stage_folder.exists() and not config.overwrite:
+            if holds_files(stage_folder) and not config.overwrite:
                 raise UsageError(f"{stage_folder} already holds results; add --overwrite, or give another run folder")
         self._checkpoint = self._checkpoint_to_test(config)
 

@@ -1,0 +1,293 @@
+"""The kill tool: a command that is killed with SIGKILL anywhere, and given again, ends as if it had never been killed.
+
+    python -m tests.faults.kill                                    # 20 kills of every command: an hour
+    python -m tests.faults.kill fit-swag --random 2 --operations 3
+
+A trial kills the command at a random moment, or in the place of one of its operations on the run folder's files (opened
+for writing, renamed, removed, made), gives it again, and compares what it leaves with an undisturbed run's,
+byte for byte. Processes are forked from one that has imported the package, so that moments fall on work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.cases import CASES, Case, write_configurations
+from tests.faults.hook import sitecustomize as hook
+
+ROOT = Path(__file__).parents[2]
+_PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "bayeslora", "global_step", "epoch")  # of a checkpoint
+_SLOW = 600.0  # seconds after which a process hangs
+
+
+class Process:
+    """A command in a process of its own, which is forked; its output goes to ``<folder>/log``.
+
+    Args:
+        args: The arguments of the command.
+        folder: The folder of the case, whose ``run/`` is watched.
+        at: Number of the operation that it is killed before; 0 for none.
+    """
+
+    def __init__(self, args: Sequence[str], folder: Path, at: int = 0) -> None:
+        self._count = folder / "operations"
+        self._count.unlink(missing_ok=True)
+        path = os.pathsep.join([str(Path(hook.__file__).parent), str(ROOT), os.environ.get("PYTHONPATH", "")])
+        own = {"PYTHONPATH": path, hook.FOLDER: str(folder / "run"), hook.COUNT: str(self._count), hook.AT: str(at)}
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.environ.update(own)
+            _become(list(args), folder)
+
+    def wait(self) -> int:
+        """Its exit status; a negative one is the signal that ended it."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def killed_after(self, seconds: float, ready: Callable[[], object]) -> bool:
+        """Kill it with SIGKILL some seconds after something is ready; whether it still ran."""
+        while not ready() and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            time.sleep(0.005)
+        time.sleep(seconds)
+        os.kill(self.pid, signal.SIGKILL)
+        return self.wait() == -signal.SIGKILL
+
+    def operations(self) -> int:
+        """How many operations on files it has begun."""
+        return self._count.stat().st_size if self._count.exists() else 0
+
+
+def _become(args: list[str], folder: Path) -> None:
+    """Turn this process, which was forked, into the command; it does not return."""
+    status = 70
+    try:
+        os.setsid()  # apart from the terminal's signals
+        signal.alarm(int(_SLOW))
+        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        hook.install()
+        from bayeslora.cli import main
+
+        status = main(args)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One kill: where, whether the command went on from a checkpoint, what differs in the end, what rubbish is left."""
+
+    where: str
+    resumed: bool
+    differing: tuple[str, ...]
+    rubbish: tuple[str, ...]
+
+
+class Trials:
+    """Kills of one command.
+
+    Args:
+        case: The command.
+        folder: An empty folder to work in.
+    """
+
+    def __init__(self, case: Case, folder: Path) -> None:
+        self.case, self.folder, self.run = case, folder, folder / "run"
+        folder.mkdir(parents=True)
+        write_configurations(folder)
+        for arguments in case.before:
+            self._finish(arguments(folder))
+        if self.run.exists():
+            self.run.rename(folder / "before")
+        self._reset()
+        begun = time.time()
+        self.count = self._finish(case.command(folder))
+        self.seconds = time.time() - begun
+        self.whole = self._content()
+
+    def at_random(self, rng: random.Random, late: bool = False) -> Trial:
+        """Kill it at a random moment of the time that it takes.
+
+        Args:
+            rng: Draws the moment.
+            late: Only once there is a checkpoint.
+        """
+        ready = self._checkpoints if late else lambda: True
+        while True:
+            self._reset()
+            moment = rng.uniform(0, self.seconds / 2 if late else self.seconds)
+            if Process(self.case.command(self.folder), self.folder).killed_after(moment, ready):
+                return self._go_on(f"{moment:.2f} s after {'its first checkpoint' if late else 'its start'}")
+
+    def before_operation(self, number: int) -> Trial:
+        """Kill it, or the process of its own that comes to it, before its operation of a number."""
+        self._reset()
+        process = Process(self.case.command(self.folder), self.folder, at=number)
+        status = process.wait()
+        assert status != 0, f"operation {number} was never reached: {process.operations()} were done"
+        return self._go_on(f"before operation {number} of {self.count}")
+
+    def _go_on(self, where: str) -> Trial:
+        self._wait_for_orphans()
+        saved = self._checkpoints()
+        named = [f"--ckpt_path={'last' if 'last' in saved else saved[0]}"] if saved and self.case.asks else []
+        self._finish([*self.case.command(self.folder), *named])
+        found = self._content()
+        differing = sorted(name for name in found.keys() | self.whole.keys() if found.get(name) != self.whole.get(name))
+        rubbish = [str(path.relative_to(self.run)) for path in self.run.rglob(".*") if path.suffix in (".tmp", ".old")]
+        return Trial(where, bool(saved), tuple(differing), tuple(rubbish))
+
+    def _checkpoints(self) -> list[str]:
+        """Names of the checkpoints to go on from."""
+        return [path.stem for path in self.run.glob(self.case.checkpoint or "none")]
+
+    def _wait_for_orphans(self) -> None:
+        """Processes of a benchmark that was killed end by themselves: they are asked to when it dies."""
+        if self.case.spawns:
+            time.sleep(1)
+
+    def _reset(self) -> None:
+        shutil.rmtree(self.run, ignore_errors=True)
+        if (self.folder / "before").exists():
+            shutil.copytree(self.folder / "before", self.run)
+
+    def _finish(self, args: list[str]) -> int:
+        process = Process(args, self.folder)
+        if status := process.wait():
+            tail = (self.folder / "log").read_text(errors="replace")[-2000:]
+            raise SystemExit(f"{' '.join(args)}: status {status}; the end of {self.folder / 'log'}:\n{tail}")
+        return process.operations()
+
+    def _content(self) -> dict[str, str]:
+        """Checksums of the results; of a checkpoint those of its parts. A process of its own opens them."""
+        found = {path for pattern in self.case.result for path in self.run.glob(pattern) if path.is_file()}
+        assert found, "it left nothing"
+        names = sorted(str(path.relative_to(self.run)) for path in found)
+        plain = [name for name in names if not name.endswith(".ckpt")]
+        content = {name: hashlib.sha256((self.run / name).read_bytes()).hexdigest() for name in plain}
+        for name in sorted({*names} - {*plain}):
+            content[name] = _in_a_process(_parts_of_checkpoint, self.run / name)
+        return content
+
+
+def _parts_of_checkpoint(path: Path) -> str:
+    import torch
+
+    checkpoint = torch.load(path, weights_only=True)
+    held = {name: checkpoint.get(name) for name in _PARTS}
+    held["callbacks"] = {
+        name: state for name, state in checkpoint["callbacks"].items() if "Checkpoint" not in name.split("{")[0]
+    }  # those of checkpoints: after a kill `best` may be chosen among one validation fewer
+    return hashlib.sha256(_plain(held).encode()).hexdigest()
+
+
+def _plain(value: object) -> str:
+    """A text that says everything of nested values, tensors to the last bit."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        data = value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b""
+        return f"{value.dtype}{tuple(value.shape)}{hashlib.sha256(data).hexdigest()}"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key!r}:{_plain(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_plain, value)) + "]"
+    return repr(value)
+
+
+def _in_a_process(function, *args) -> str:  # type: ignore[no-untyped-def]
+    """The text that a function gives, called in a forked process: the one that forks stays without threads."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(writing, function(*args).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    os.waitpid(pid, 0)
+    assert text, f"{args} could not be read"
+    return text
+
+
+def _import_everything() -> None:
+    """What commands import sooner or later, so that a process that is forked finds it."""
+    import peft
+    import transformers
+
+    import bayeslora.commands.cell
+    import bayeslora.commands.ensemble
+    import bayeslora.commands.laplace
+    import bayeslora.commands.lightning
+    import bayeslora.commands.predict
+    import bayeslora.grid.local
+    import bayeslora.serving.predictor  # noqa: F401
+
+    assert peft.LoraConfig
+    assert transformers.LlamaForCausalLM  # both are imported when they are named
+
+
+def trials(name: str, folder: Path, at_random: int, before_operations: int, seed: int) -> list[Trial]:
+    """Kill a command so many times; print what came of it.
+
+    Args:
+        name: Of the command in ``CASES``.
+        folder: An empty folder to work in.
+        at_random: Number of kills at random moments.
+        before_operations: Number of kills before operations, which are spread over all of them.
+        seed: Of the moments.
+    """
+    kills, rng = Trials(CASES[name], folder), random.Random(f"{name} {seed}")
+    done = [kills.at_random(rng, late=bool(kills.case.checkpoint and index % 2)) for index in range(at_random)]
+    step = max(1.0, kills.count / max(1, before_operations))
+    numbers = sorted({1 + int(step * i + rng.random() * step) for i in range(min(before_operations, kills.count))})
+    done += [kills.before_operation(min(number, kills.count)) for number in numbers]
+    wrong = [trial for trial in done if trial.differing]
+    rubbish = sum(bool(trial.rubbish) for trial in done)
+    print(
+        f"{name}: {at_random} kills at random moments of {kills.seconds:.1f} s, {len(numbers)} before operations on "
+        f"files (of {kills.count}); {sum(t.resumed for t in done)} of {len(done)} went on from a checkpoint; "
+        f"{len(done) - len(wrong)} of {len(done)} equal; rubbish left by {rubbish}",
+        flush=True,
+    )
+    for trial in done:
+        if trial.differing or trial.rubbish:
+            print(f"  {trial.where}: differing {list(trial.differing)}, left {list(trial.rubbish)}", flush=True)
+    return done
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the tool; the exit status is 1 where a result differs or rubbish is left."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.kill", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("case", nargs="*", help=f"what to kill: {', '.join(CASES)} (default: all)")
+    parser.add_argument("--random", type=int, default=10, help="kills at random moments (10)")
+    parser.add_argument("--operations", type=int, default=10, help="kills before operations on files (10)")
+    parser.add_argument("--folder", type=Path, help="to work in and to leave everything in, for a look at a failure")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    given = parser.parse_args(args)
+    _import_everything()
+    failed = False
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in given.case or CASES:
+            done = trials(name, (given.folder or Path(temporary)) / name, given.random, given.operations, given.seed)
+            failed |= any(trial.differing or trial.rubbish for trial in done)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
