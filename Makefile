@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 # The embedded model is too small for more threads than one, and tests run on two processes.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-fast test-real lint dist install
+.PHONY: quickstart test test-fast test-real lint docs dist install
 
 quickstart: install
 	$(BIN)/bayeslora fit -c quickstart --trainer.default_root_dir $(RUN) --overwrite
@@ -26,6 +26,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, into build/docs. A link that leads nowhere is an error; tutorials run, and are kept in build/ until they change.
+docs: install
+	$(BIN)/sphinx-build -n -W --keep-going docs build/docs
 
 # The sdist, and the wheel that is made of it.
 dist: install

@@ -73,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> int:
             ``BAYESLORA_TRACEBACK=1`` in the environment, an error shows its traceback as well.
 
     Returns:
-        Exit status: 0, 1 where a run had to stop, 2 where what was asked for is not possible, 130 or 143 where SIGINT
+        Exit status 0, 1 where a run had to stop, 2 where what was asked for is not possible, 130 or 143 where SIGINT
         or SIGTERM ended it.
     """
     args = list(sys.argv[1:] if args is None else args)

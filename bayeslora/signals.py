@@ -31,7 +31,7 @@ class Stopped(BaseException):
 
     @property
     def status(self) -> int:
-        """The exit status that shells give a process which this signal ended: 130 for SIGINT, 143 for SIGTERM."""
+        """The exit status that shells give a process which this signal ended, 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.signum
 
 

@@ -26,7 +26,7 @@ from bayeslora.posteriors.products import cosine, product_gram
 from bayeslora.types import CONTRACT_VERSION
 
 FOLDER = "dynamics"
-Loaders = Mapping[str, Any]
+Loaders = Mapping[str, Any]  #: Name of a set of questions to what gives its batches.
 
 
 class Dynamics(L.Callback):

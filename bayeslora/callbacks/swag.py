@@ -342,7 +342,7 @@ class SWAG(PosteriorCallback):
 
     @property
     def state_key(self) -> str:
-        """Tells the states of several SWAG callbacks apart: by what they collect."""
+        """Tells the states of several SWAG callbacks apart, by what they collect."""
         return self._generate_state_key(start=self.start, every=self.every, unit=self.unit, rank=self.rank)
 
     def state_dict(self) -> dict[str, Any]:

@@ -127,8 +127,8 @@ def fit_temperature(predictives: list[Predictive], labels: list[Tensor], max_ite
         max_iter: Most LBFGS iterations.
 
     Returns:
-        T between 0.05 and 20. A bound is returned, with a warning, where the likelihood has no optimum between them:
-        the one of the two with the smaller negative log-likelihood.
+        T between 0.05 and 20. A bound is returned, with a warning, where the likelihood has no optimum between
+        them, the one of the two with the smaller negative log-likelihood.
     """
     with torch.inference_mode(False), torch.enable_grad():
         # tests run in inference mode, whose tensors no gradient may flow through: clones may

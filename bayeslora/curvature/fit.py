@@ -313,6 +313,7 @@ def _jacobians(shards: Shards | None, shapes: Mapping[str, tuple[int, ...]]) -> 
             yield {n: rows[..., columns[n]].reshape(*own.shape, *shape) for n, shape in shapes.items()}
 
 
+#: Name of a structure to what fits it.
 STRUCTURES: dict[str, Callable[[Task], Fit]] = {
     "full": fit_full,
     **{name: partial(fit_blocks, structure=name) for name in BLOCK_STRUCTURES},

@@ -61,7 +61,7 @@ class Encoded:
 
     @property
     def positions(self) -> int:
-        """Positions of the longest row: labels that are packed behind it all start where it ends."""
+        """Positions of the longest row, where labels that are packed behind it all start where it ends."""
         return max(map(len, self.rows)) + max(self._behind)
 
 

@@ -173,7 +173,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
 
     @property
     def test_names(self) -> list[str]:
-        """The test sets in the order of their loaders: in distribution first, then ``ood`` as given."""
+        """The test sets in the order of their loaders, in distribution first, then ``ood`` as given."""
         return [self.benchmark.name, *self.ood]
 
     def questions(self, name: str) -> list[Question]:
@@ -267,19 +267,19 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
 
     @property
     def readout(self) -> str:
-        """How the model answers: as given, or as the model that the data have met does."""
+        """How the model answers, as given, or as the model that the data have met does."""
         return self.given_readout or (LABEL_TOKEN if self.model_side is None else self.model_side.readout)
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer: the one given, or the model's."""
+        """The tokenizer that was given, or the model's."""
         if self.tokenizer_name is None and self.model_side is not None:
             return load_tokenizer(self.model_side.pretrained, self.model_side.revision)
         return load_tokenizer(self.tokenizer_name or EMBEDDED, self.revision)
 
     @cached_property
     def max_length(self) -> int:
-        """Longest row in tokens: as asked for, or what protocol, tokenizer and model's positions allow."""
+        """Longest row in tokens, as asked for, or what protocol, tokenizer and model's positions allow."""
         if self.requested_length is not None:
             return self.requested_length
         positions = None if self.model_side is None else self.model_side.limits.positions

@@ -67,7 +67,7 @@ class Question:
 
     @property
     def content(self) -> tuple[str, str, tuple[str, ...]]:
-        """What is asked, without id and label: equal for duplicates."""
+        """What is asked, without id and label, equal for duplicates."""
         return self.context, self.question, self.options
 
     @property

@@ -88,7 +88,7 @@ class GaussianModule(MultipleChoiceModule):
 
     @property
     def method(self) -> str:
-        """What a table calls this method: its short name, and what it predicts with."""
+        """What a table calls this method, its short name, and what it predicts with."""
         if self.samples == 0:
             return f"{self.short_name}_mean"
         return f"{self.short_name}_{self.samples if self.predict != 'linearised' else self.predict}"

@@ -234,7 +234,7 @@ class MultipleChoiceModule(L.LightningModule):
         return self.prediction(batch)
 
     def validation_step(self, batch: AnswerBatch, batch_idx: int) -> None:
-        """What the current weights are worth on the validation questions, see :meth:`_log_validation`."""
+        """What the current weights are worth on the validation questions: likelihood, accuracy and calibration."""
         self._log_validation(self.sampled(batch), batch)
 
     def _log_validation(self, predictive: Predictive, batch: AnswerBatch) -> None:

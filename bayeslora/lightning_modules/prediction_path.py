@@ -17,8 +17,9 @@ from torch import Tensor
 from bayeslora.errors import UsageError
 from bayeslora.types import Predictive
 
-Predict = Callable[[Any], Predictive]
-Transform = Callable[[Predictive], Predictive]
+Predict = Callable[[Any], Predictive]  #: From a batch of B questions to what is predicted for them.
+Transform = Callable[[Predictive], Predictive]  #: What changes a prediction, as a temperature does.
+#: From a module and its batch to logits ``[B, C]``, C of 2 or more.
 LogitsFn = Callable[[L.LightningModule, Any], Tensor]
 
 
@@ -65,7 +66,7 @@ class PredictionPath:
 
     @property
     def owners(self) -> list[str]:
-        """Who is on the path: the posterior that claimed it, then the transforms in their order."""
+        """Who is on the path, the posterior that claimed it first, then the transforms in their order."""
         return [*self._claims, *self._transforms]
 
     def untransformed(self, batch: Any) -> Predictive:

@@ -44,9 +44,9 @@ def evaluate(datasets: Mapping[str, Answers], method: str, seed: int | None, int
         intervals: Add intervals over the questions under "interval_95".
 
     Returns:
-        ``{"schema", "method", "seed", "n_members", "datasets": {name: {metric: number}}, "ood": {name: {score:
-        {metric: number}}}}``; ``n_members`` is None for a Gaussian. A number that is not defined (an AUROC where
-        everything is right) is None.
+        A dictionary of ``schema``, ``method``, ``seed``, ``n_members``, ``datasets`` (by name, numbers by metric) and
+        ``ood`` (by name, by score, numbers by metric); ``n_members`` is None for a Gaussian. A number that is not
+        defined (an AUROC where everything is right) is None.
 
     Raises:
         UsageError: If a label is not known.

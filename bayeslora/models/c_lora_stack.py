@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ContextualStack:
     """L contextual modules whose parameters are stacked for one pass and for the divergence at its contexts.
 
-    The pass takes its parameters from the stack too (:attr:`ContextualModule.shared`), so that both gradients add up in
+    The pass takes its parameters from the stack too (``ContextualModule.shared``), so that both gradients add up in
     one tensor and not in each of L.
 
     Args:

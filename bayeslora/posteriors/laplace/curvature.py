@@ -12,7 +12,8 @@ from bayeslora.posteriors.laplace.blocks import BlockGaussian
 from bayeslora.posteriors.laplace.evidence import independent
 from bayeslora.types import GaussianPosterior
 
-Groups = Mapping[str, Sequence[str]]  # name of a group of parameters that share a precision, to the parameters' names
+#: Name of a group of parameters that share a precision, to the parameters' names.
+Groups = Mapping[str, Sequence[str]]
 
 
 class Curvature(Protocol):

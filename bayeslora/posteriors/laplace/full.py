@@ -84,7 +84,7 @@ class FullPosterior(OnDevice):
 
     @property
     def rounding(self) -> float:
-        """By how much of itself the rounding of the directions may raise the smallest variance: about s u^2 / 6.
+        """By how much of itself the rounding of the directions may raise the smallest variance, about s u^2 / 6.
 
         u is the unit roundoff of the directions' dtype, 2^-8 for bfloat16 and 2^-24 for float32: a rounded direction
         leaves the one it stands for by an angle of that size, and the prior's variance comes in through it.

@@ -98,7 +98,7 @@ class Comparison:
 
     @cached_property
     def methods(self) -> dict[str, list[Run]]:
-        """Runs by method: those of the reference, then the others in the order in which they came."""
+        """Runs by method, those of the reference first, then the others in the order in which they came."""
         found: dict[str, list[Run]] = {self.reference: []}
         for run in self.runs:
             found.setdefault(run.method, []).append(run)

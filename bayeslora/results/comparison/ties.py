@@ -29,7 +29,7 @@ _MEANS: dict[str, tuple[_Score, bool, bool]] = {
     "kl": (scores.divergence, True, False),
 }
 _ECE = f"ece_{FLOOR_BINS}"
-TESTED = (*_MEANS, _ECE)
+TESTED = (*_MEANS, _ECE)  #: Columns whose rows are compared pair by pair.
 
 
 def best_rows(metric: str, rows: Mapping[str, Sequence[Answers]]) -> set[str]:

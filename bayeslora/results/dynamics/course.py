@@ -60,7 +60,7 @@ class Course:
 
     @property
     def chosen_by(self) -> str:
-        """The set that decides which epoch is the best: validation, or the first where there is none."""
+        """The set that decides which epoch is the best, validation or, where there is none, the first."""
         return VALIDATION if VALIDATION in self.datasets else self.datasets[0]
 
     @property
