@@ -29,6 +29,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
+from functools import cache
 
 from bayeslora.datamodules.synthetic_topics import Topic, families, parity_posterior, topic_posterior, words
 from bayeslora.errors import UsageError
@@ -90,6 +91,12 @@ def questions(split: str) -> list[SyntheticQuestion]:
     """
     if split not in _SPLITS:
         raise UsageError(f"no synthetic split {split!r}: choose from {', '.join(_SPLITS)}")
+    return list(_questions(split))
+
+
+@cache
+def _questions(split: str) -> tuple[SyntheticQuestion, ...]:
+    """Drawing a split takes a second, and one process may make many DataModules of it."""
     law, rng = _SPLITS[split], random.Random(f"synthetic {split}")
     drawn: dict[str, SyntheticQuestion] = {}
     while len(drawn) < law.size:
@@ -97,7 +104,7 @@ def questions(split: str) -> list[SyntheticQuestion]:
         text = "\n".join((question.question, *question.options))
         if _on_training_side(text) == (split == "train"):
             drawn.setdefault(text, question)
-    return list(drawn.values())
+    return tuple(drawn.values())
 
 
 def _draw(law: _Split, rng: random.Random, id: str) -> SyntheticQuestion:
