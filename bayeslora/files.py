@@ -7,7 +7,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+import socket
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from bayeslora.errors import UsageError
 
 PREDICTION_FILE = "predictions.parquet"  # what a run predicted, in the folder of a test
 _CHECKSUM = "sha256"
-_LEFT = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")  # what a process that is killed leaves
+# What a process that is killed leaves: the process has its machine's name, but in files of before.
+_LEFT = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+(@(?P<host>.+))?)\.(?P<kind>tmp|old)")
 
 
 @contextmanager
@@ -46,8 +48,9 @@ def replacing_folder(path: Path | str) -> Iterator[Path]:
             os.replace(path, old)
         os.replace(temporary, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if path.exists() or not old.exists():  # else one of the two is wanted, see ``clear_leftovers``
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def clear_leftovers(root: Path, others: Collection[str]) -> None:
@@ -59,12 +62,28 @@ def clear_leftovers(root: Path, others: Collection[str]) -> None:
     """
     for folder, folders, files in os.walk(root):
         found = {name: left for name in (*folders, *files) if (left := _LEFT.fullmatch(name))}
-        for name, left in sorted(found.items()):  # of one process, `old` comes before `tmp`
-            target, whole = Path(folder, left["name"]), Path(folder, f".{left['name']}.{left['pid']}.tmp")
-            if left["kind"] == "old" and not target.exists() and whole.name in found:
-                os.replace(whole, target)  # killed between two renamings, see ``replacing_folder``
-            _remove(Path(folder, name))
+        _settle(Path(folder), found)
         folders[:] = [name for name in folders if name not in found and not _is_others(Path(folder, name), others)]
+
+
+def clear_leftovers_of(path: Path) -> None:
+    """The same for what was to become one file or folder; what processes of other machines have left there stays.
+
+    Args:
+        path: What no other process of this machine is writing, as the caller has made sure.
+    """
+    beside = {entry.name: _LEFT.fullmatch(entry.name) for entry in path.parent.iterdir()}
+    own = {name: left for name, left in beside.items() if left and left["name"] == path.name}
+    _settle(path.parent, {n: left for n, left in own.items() if left["host"] in (None, socket.gethostname())})
+
+
+def _settle(folder: Path, found: Mapping[str, re.Match[str]]) -> None:
+    """Remove what was left, by its name in the folder; finish what was between two renamings of a folder."""
+    for name, left in sorted(found.items()):  # of one process, `old` comes before `tmp`
+        target, whole = folder / left["name"], folder / f".{left['name']}.{left['process']}.tmp"
+        if left["kind"] == "old" and not target.exists() and whole.name in found:
+            os.replace(whole, target)  # killed between two renamings, see ``replacing_folder``
+        _remove(folder / name)
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -118,7 +137,7 @@ def file_checksum(path: Path) -> str:
 
 def _beside(path: Path, kind: str) -> Path:
     """The place beside a path that is this process's alone, see ``_LEFT``."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
+    return path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.{kind}")
 
 
 def _remove(path: Path) -> None:

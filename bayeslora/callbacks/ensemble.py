@@ -39,15 +39,14 @@ _TRAINER = (
 
 
 class Ensemble(L.Callback):
-    """Fills the member store when fit ends, and holds the members' leases until then.
+    """Fills the member store when fit ends, and keeps other processes from the members until then.
 
     Args:
         store: Folder of the store; None for ``<default_root_dir>/members``.
-        lease_seconds: Until the lease of a worker that was lost runs out.
     """
 
-    def __init__(self, store: Path | str | None = None, lease_seconds: float = 600.0) -> None:
-        self.folder, self.lease_seconds = store, lease_seconds
+    def __init__(self, store: Path | str | None = None) -> None:
+        self.folder = store
         self.store: MemberStore | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -60,20 +59,10 @@ class Ensemble(L.Callback):
         """
         if not isinstance(pl_module, LoRAEnsemble):
             raise UsageError(f"Ensemble keeps members of a LoRAEnsemble, the model is a {type(pl_module).__name__}")
-        self.store = MemberStore(self.folder or Path(trainer.default_root_dir) / FOLDER, self.lease_seconds)
+        self.store = MemberStore(self.folder or Path(trainer.default_root_dir) / FOLDER)
         prolonged = self.folder is None and trainer.ckpt_path is not None
         self.store.identify(identity(trainer, pl_module), pl_module.member_ids if prolonged else None)
         self.store.claim(pl_module.member_ids)
-
-    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        """Renew the leases, now and then."""
-        if self.store is not None:
-            self.store.leases.renew()
-
-    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
-        """Renew the leases, now and then."""
-        if self.store is not None:
-            self.store.leases.renew()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep every member that has not failed, and note those that have."""
@@ -88,7 +77,7 @@ class Ensemble(L.Callback):
                 self.store.write(member, point, model.adapter_config, model.base_fingerprint, record)
             else:
                 self.store.fail(member, record)
-        self.store.leases.release()
+        self.store.locks.release()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Note members that failed, where that ended the run, and give the others back."""
@@ -97,7 +86,7 @@ class Ensemble(L.Callback):
         assert isinstance(pl_module, LoRAEnsemble)
         for place in pl_module.states.places(FAILED) if not pl_module.states.places(TRAINING, STOPPED) else ():
             self.store.fail(pl_module.member_ids[place], _record(trainer, pl_module, place))
-        self.store.leases.release()
+        self.store.locks.release()
 
 
 def _record(trainer: L.Trainer, pl_module: LoRAEnsemble, place: int) -> dict[str, Any]:

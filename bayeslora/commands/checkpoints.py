@@ -14,7 +14,7 @@ import yaml
 
 from bayeslora.commands.trust import read_config, refuse_unknown_classes
 from bayeslora.errors import UsageError
-from bayeslora.posteriors.members.store import DONE, FOLDER, MemberStore
+from bayeslora.posteriors.members.store import DAMAGED, DONE, FOLDER, MemberStore
 
 LAST = "checkpoints/last.ckpt"  # in a run folder
 NAMED = ("last", "best")  # checkpoints of the run folder itself
@@ -39,12 +39,16 @@ def resolve(checkpoint: str, root: Path) -> str:
 
 
 def members_beyond_checkpoint(root: Path) -> tuple[int, ...]:
-    """The members in a run folder's store, where its last checkpoint does not hold them all (with more beside them)."""
-    done, last = MemberStore(root / FOLDER).members(DONE), root / "checkpoints" / "last.ckpt"
-    if not done or not last.exists():
-        return done
+    """The members in a run folder's store, where its last checkpoint does not hold them all (with more beside them).
+
+    Damaged ones count: what loads them says what is the matter.
+    """
+    store, last = MemberStore(root / FOLDER), root / "checkpoints" / "last.ckpt"
+    there = tuple(sorted((*store.members(DONE), *store.members(DAMAGED))))
+    if not there or not last.exists():
+        return there
     held = load(last).get("bayeslora", {}).get("members", {}).get("ids", [])
-    return () if set(done) <= set(held) else done
+    return () if set(there) <= set(held) else there
 
 
 def load(path: Path) -> dict[str, Any]:

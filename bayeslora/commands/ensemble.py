@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import torch
 
 from bayeslora.commands import parsers
 from bayeslora.commands.lightning import CommandLine, run, run_folder
-from bayeslora.errors import RunError, UsageError, require_choice
+from bayeslora.errors import RunError, UsageError, require, require_choice
 from bayeslora.models.memory import give_back
-from bayeslora.posteriors.members.store import DONE, FAILED, FOLDER, MemberStore
+from bayeslora.posteriors.members.store import DAMAGED, DONE, FAILED, FOLDER, MemberStore
 
 MODES = ("auto", "joint", "sequential")
 WORK = "begun"
+_LOOK_AGAIN = 1.0  # seconds, while another process trains the one member that is wanted
 
 
 class _NothingLeft(Exception):
@@ -33,10 +35,11 @@ class Work:
     Args:
         wanted: Ids of the members; None takes the configuration's.
         mode: ``auto``, ``joint`` or ``sequential``.
+        waits: Wait for members that other processes train, until they are done or free.
     """
 
-    def __init__(self, wanted: list[int] | None, mode: str) -> None:
-        self.wanted, self.mode = wanted, mode
+    def __init__(self, wanted: list[int] | None, mode: str, waits: bool = False) -> None:
+        self.wanted, self.mode, self.waits = wanted, mode, waits
         self.root = self.folder = Path()
         self.store: MemberStore | None = None
         self.group: list[int] = []
@@ -51,20 +54,44 @@ class Work:
         """
         self.wanted = self.wanted or _ids(members)
         self.root, self.store = root, self.store or MemberStore(root / FOLDER)
-        for group in self._candidates(self.store):
-            if self.store.leases.claim(group):
-                self.group, self.folder = group, _work_folder(self.store, group)
-                if not (self.folder / "checkpoints" / "last.ckpt").exists():
-                    shutil.rmtree(self.folder, ignore_errors=True)
+        said = False
+        while missing := self._missing(self.store):
+            groups = self._candidates(self.store, missing)
+            group = next((group for group in groups if self.store.locks.claim(group)), [])
+            if group and set(group) <= set(self._missing(self.store)):  # now that nobody else can end them
+                self._begin(group)
                 return self.folder
+            self.store.locks.release()
+            if not group and not self.waits:
+                break
+            if not group:
+                said = said or self._say_who_trains(missing[0])
+                time.sleep(_LOOK_AGAIN)
         raise _NothingLeft
 
-    def _candidates(self, store: MemberStore) -> list[list[int]]:
-        """Groups to try, those that were begun first."""
+    def _begin(self, group: list[int]) -> None:
+        """Go on in the folder of members that were begun; start anew where it has no checkpoint."""
+        assert self.store is not None
+        self.group, self.folder = group, _work_folder(self.store, group)
+        if not (self.folder / "checkpoints" / "last.ckpt").exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _say_who_trains(self, member: int) -> bool:
+        assert self.store is not None
+        holder = self.store.locks.holder(member)
+        if holder is not None:
+            print(f"waiting for {holder}, which trains member {member}", flush=True)
+        return holder is not None
+
+    def _missing(self, store: MemberStore) -> list[int]:
+        """Members that are wanted and have not ended."""
         assert self.wanted is not None
         ended = {*store.members(DONE), *store.members(FAILED)}
-        missing = [member for member in self.wanted if member not in ended]
-        free = [member for member in missing if store.leases.holder(member) is None]
+        return [member for member in self.wanted if member not in ended]
+
+    def _candidates(self, store: MemberStore, missing: Sequence[int]) -> list[list[int]]:
+        """Groups to try, those that were begun first."""
+        free = [member for member in missing if store.locks.holder(member) is None]
         begun = [_ids_of(folder) for folder in sorted((store.folder / WORK).glob("*/checkpoints/last.ckpt"))]
         begun = [group for group in begun if set(group) <= set(free)]
         if begun or not free:
@@ -74,7 +101,7 @@ class Work:
     def ended(self) -> None:
         """Remove the run folder of a group that is done; its members are in the store."""
         assert self.store is not None
-        self.store.leases.release()
+        self.store.locks.release()
         if self.group and set(self.group) <= {*self.store.members(DONE), *self.store.members(FAILED)}:
             shutil.rmtree(self.folder)
 
@@ -114,7 +141,12 @@ def main(args: Sequence[str]) -> int:
     """Run ``bayeslora ensemble``; returns the exit status."""
     own, rest = parsers.ensemble().parse_known_args(list(args))
     require_choice("mode", own.mode, MODES)
-    work = Work(None if own.members is None else _parse(own.members), own.mode)
+    if own.member is not None:
+        if own.members is not None:
+            raise UsageError("--member and --members are both given; give the id of one, or how many or which")
+        require("member", own.member, own.member >= 0, "an id of 0 or above")
+    wanted = [own.member] if own.member is not None else None if own.members is None else _parse(own.members)
+    work = Work(wanted, own.mode, waits=own.member is not None)
     while _train_group(work, rest):
         pass
     return _report(work)
@@ -134,7 +166,7 @@ def _train_group(work: Work, args: list[str]) -> bool:
             raise
     finally:
         if work.store is not None:
-            work.store.leases.release()
+            work.store.locks.release()
     give_back()  # here, where no exception holds the failed attempt any more
     work.ended()
     return True
@@ -142,15 +174,21 @@ def _train_group(work: Work, args: list[str]) -> bool:
 
 def _report(work: Work) -> int:
     """Say where every member stands; put what is done together as the run's posterior."""
-    assert work.store is not None
-    assert work.wanted is not None
-    done, failed = work.store.members(DONE), work.store.members(FAILED)
-    elsewhere = {m: work.store.leases.holder(m) for m in work.wanted if m not in (*done, *failed)}
-    print(f"members done: {list(done)}; failed: {list(failed)}; with other workers: {elsewhere}")
-    if done:
-        work.store.assemble(work.root / "posterior")
+    store, wanted = work.store, work.wanted
+    assert store is not None
+    assert wanted is not None
+    done, failed, damaged = (store.members(status) for status in (DONE, FAILED, DAMAGED))
+    elsewhere = {m: store.locks.holder(m) for m in wanted if m not in (*done, *failed, *damaged)}
+    line = f"members done: {list(done)}; failed: {list(failed)}; with other workers: {elsewhere}"
+    print(f"{line}; damaged: {list(damaged)}" if damaged else line)
+    if work.waits and wanted[0] in failed:
+        raise RunError(f"member {wanted[0]} of {store.folder} has failed: {store.record(wanted[0])['ended']}")
+    if work.waits and damaged:  # the member that was asked for is done, the others are other commands' to make again
         return 0
-    raise RunError(f"no member of {work.store.folder} is done")
+    if done:
+        store.assemble(work.root / "posterior")
+        return 0
+    raise RunError(f"no member of {store.folder} is done")
 
 
 def _parse(text: str) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ActionYesNo
 from lightning.pytorch import LightningDataModule, Trainer
@@ -35,6 +35,7 @@ from bayeslora.models.loading import Backbone
 from bayeslora.posteriors.members.store import FOLDER
 
 BASE = "base"  # as --ckpt_path: the base model without an adapter
+AVAILABLE = "available"  # as --members: the members of a store that are whole
 ADAPTER = "adapter"  # likewise: the adapter that --model.backbone.adapter names, also where it was trained further
 _WRITTEN = {  # what a command leaves in the run folder that is named in the end; the report of a test names its own
     "fit": ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "posterior"),
@@ -96,6 +97,13 @@ class CommandLine(LightningCLI):
             type=int | None,
             default=None,
             help="Write checkpoints/last.ckpt every so many optimiser steps instead of every epoch.",
+        )
+        parser.add_argument(
+            "--members",
+            type=Literal["all", "available"],
+            default="all",
+            help="What test and predict take of an ensemble's member store: all, so that a damaged one is an error, or "
+            "those that are whole.",
         )
         for source, target in _SHARED.items():
             parser.link_arguments("model.init_args.backbone", f"data.init_args.{target}", partial(_field, name=source))
@@ -164,6 +172,7 @@ class CommandLine(LightningCLI):
             self.model = BareBase.of(self.model)
         elif self.subcommand != "fit":
             self.model.store = self.store
+            self.model.available = self.config[self.subcommand].members == AVAILABLE
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the run folder's callbacks, a logger in it, and a GPU's own mixed precision on one."""

@@ -17,6 +17,7 @@ from bayeslora.lightning_modules.optimisation import Optimisation
 
 HOME = "optimisation"
 MOVED = tuple(field.name for field in fields(Optimisation))  # once arguments of every module, now fields of one of them
+GONE = "lease_seconds"  # of Ensemble: what it named has no end in time any more
 _OPTION = re.compile(rf"--model\.(?:init_args\.)?({'|'.join(MOVED)})(=.*)?")
 
 
@@ -26,7 +27,7 @@ def current_names(args: list[str]) -> Iterator[list[str]]:
 
     ``--model.learning_rate`` becomes ``--model.optimisation.learning_rate``, and the same holds within the ``model`` of
     a file that ``-c`` or ``--config`` names; a copy of such a file is read, the file itself stays as it is. What is
-    given later beats what is given earlier, as everywhere.
+    given later beats what is given earlier, as everywhere. What no longer means anything is left out.
 
     Args:
         args: The command line's arguments.
@@ -52,9 +53,13 @@ def _current(file: str, copies: ExitStack) -> str:
         return file  # the parser says what is wrong with it
     sections = [config, *config.values()] if isinstance(config, dict) else []
     moved = [name for section in sections for name in _move(section)]
-    if not moved:
+    gone = [name for section in sections for name in _drop(section)]
+    if not (moved or gone):
         return file
-    warnings.warn(f"{file}: {', '.join(moved)} of the model are now in {HOME}", FutureWarning, stacklevel=2)
+    if moved:
+        warnings.warn(f"{file}: {', '.join(moved)} of the model are now in {HOME}", FutureWarning, stacklevel=2)
+    if gone:
+        warnings.warn(f"{file}: {', '.join(gone)} of Ensemble means nothing any more", FutureWarning, stacklevel=2)
     copy = copies.enter_context(tempfile.NamedTemporaryFile("w", suffix=".yaml"))  # noqa: SIM115  the stack closes it
     yaml.safe_dump(config, copy)
     copy.flush()
@@ -71,3 +76,15 @@ def _move(section: Any) -> list[str]:
     home.get("init_args", home).update({name: options.pop(name) for name in names})  # as jsonargparse may have saved it
     options[HOME] = home
     return names
+
+
+def _drop(section: Any) -> list[str]:
+    """Leave out of a section's callbacks what no longer means anything; the names that were found."""
+    trainer = section.get("trainer") if isinstance(section, dict) else None
+    callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    found = []
+    for entry in callbacks if isinstance(callbacks, list) else []:
+        options = entry.get("init_args") if isinstance(entry, dict) else None
+        if isinstance(options, dict) and str(entry.get("class_path")).rpartition(".")[2] == "Ensemble":
+            found += [GONE] if options.pop(GONE, None) is not None else []
+    return found

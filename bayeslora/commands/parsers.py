@@ -44,6 +44,9 @@ def ensemble() -> ArgumentParser:
     )
     parser.add_argument("--members", help="how many, or ids: 5, or 0,3,7; without, as the configuration says")
     parser.add_argument(
+        "--member", type=int, help="the id of one, for job arrays; waits where another process trains it"
+    )
+    parser.add_argument(
         "--mode", default="auto", help="joint: one pass for all; sequential: one after another; auto: as memory allows"
     )
     return parser

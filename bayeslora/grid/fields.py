@@ -58,6 +58,7 @@ _IN = {
 }
 # Refused: cells are runs of one process on one device, which leave whole run folders.
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "members": (("all",), "all: a cell predicts with all members that it has trained"),
     "trainer.strategy": (("auto",), "auto: a cell runs on one device"),
     "trainer.devices": (("auto", 1, "1"), "1: a cell runs on one device, and a grid on many"),
     "trainer.num_nodes": ((1,), "1: a cell runs on one device, and a grid on many"),
@@ -77,7 +78,7 @@ _WATCHERS = {
     "TQDMProgressBar",
 }
 # Written by a command or by the run folder itself; where they lie or what they cost is no part of a result.
-_OUT |= {"Laplace": "directory", "Ensemble": "store lease_seconds"}
+_OUT |= {"Laplace": "directory", "Ensemble": "store"}
 
 _VERDICTS = {
     f"{room}.{name}" if room else name: verdict

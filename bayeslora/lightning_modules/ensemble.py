@@ -30,7 +30,7 @@ from bayeslora.models.members import (
     rows_of,
     stack_members,
 )
-from bayeslora.posteriors.members.store import MemberStore
+from bayeslora.posteriors.members.store import DAMAGED, MemberStore
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import check_same_parameters
@@ -84,6 +84,8 @@ class LoRAEnsemble(MultipleChoiceModule):
     """
 
     store: Path | str | None = None  # folder of finished members to predict with
+    available: bool = False  # whether members of the store that are damaged are left out, instead of refused
+    left_out: tuple[int, ...] = ()  # which were
 
     def __init__(
         self,
@@ -122,8 +124,8 @@ class LoRAEnsemble(MultipleChoiceModule):
 
     @property
     def method(self) -> str:
-        """What a table calls this method."""
-        return "ensemble"
+        """What a table calls this method; members that were left out are named."""
+        return "ensemble" + (f" without damaged {', '.join(map(str, self.left_out))}" if self.left_out else "")
 
     @property
     def member_ids(self) -> tuple[int, ...]:
@@ -182,7 +184,9 @@ class LoRAEnsemble(MultipleChoiceModule):
 
     def stack(self) -> None:
         """Stack the members on the model, with the weights they start from, or with those they have in ``store``."""
-        found = {} if self.store is None else MemberStore(self.store).load(self.model.base_fingerprint)
+        found = {} if self.store is None else MemberStore(self.store).load(self.model.base_fingerprint, self.available)
+        if self.store is not None:
+            self.left_out = MemberStore(self.store).members(DAMAGED)
         if found:
             self.states = MemberStates(list(found), self.states.patience)
             self.member_nll = nn.ModuleList(MeanMetric() for _ in found)

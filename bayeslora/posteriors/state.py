@@ -81,7 +81,7 @@ def save_posterior(
         tensor(4.)
     """
     with replacing_folder(directory) as folder:
-        _write(posterior, folder, adapter_config, base)
+        write_posterior(posterior, folder, adapter_config, base)
 
 
 def load_posterior(directory: Path | str, base: str | None = None) -> Posterior:
@@ -125,12 +125,22 @@ def base_of(directory: Path | str) -> str:
     return str(_record(Path(directory))["base"])
 
 
-def _write(posterior: Posterior, folder: Path, adapter_config: Mapping[str, Any] | None, base: str) -> None:
+def write_posterior(
+    posterior: Posterior, folder: Path, adapter_config: Mapping[str, Any] | None = None, base: str = ""
+) -> None:
+    """Write a posterior's files into a folder that nobody reads yet, see :func:`save_posterior`.
+
+    Args:
+        posterior: The posterior.
+        folder: The folder.
+        adapter_config: peft's configuration as a dict; None for parameters that are not peft's.
+        base: Fingerprint of the base model the parameters belong to.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     components = getattr(posterior, "components", [])
     names = [f"{index:03d}" for index in range(len(components))]
     for name, component in zip(names, components, strict=True):
-        _write(component, folder / name, adapter_config, base)
+        write_posterior(component, folder / name, adapter_config, base)
     state = posterior.state_dict()
     tensors = {key: value.contiguous() for key, value in state.items() if isinstance(value, Tensor)}
     values = {key: value for key, value in state.items() if not isinstance(value, Tensor)}

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import torch
 from bayeslora.cli import main
 from bayeslora.commands import ensemble
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
+from bayeslora.posteriors.members.locks import MemberLocks
 from bayeslora.posteriors.members.store import DONE, MemberStore
 from bayeslora.posteriors.state import load_posterior
 from tests.helpers.command_line import FAST, ROOT, refused
@@ -153,20 +156,81 @@ def test_a_member_that_fails_alone_leaves_the_rest(
     assert len(load_posterior(tmp_path / "posterior").components) == 2
 
 
-def command(root: Path, data: Path, *options: str) -> subprocess.Popen:
+def test_one_member_of_a_job_array(
+    joint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    one = arguments("ensemble", tmp_path, data, "--member", "3")
+    assert main(one) == 0
+    assert_members_agree(tmp_path, joint, [3])
+    before = (tmp_path / "members" / "003" / "DONE").stat().st_mtime_ns
+    assert main(one) == 0  # it is there
+    assert (tmp_path / "members" / "003" / "DONE").stat().st_mtime_ns == before
+    refused(capsys, [*one, "--members=2"], "--member and --members are both given")
+    refused(capsys, arguments("ensemble", tmp_path, data, "--member=-1"), "member is -1; allowed: an id of 0 or above")
+
+    whole = LoRAEnsemble.member_losses
+    monkeypatch.setattr(LoRAEnsemble, "member_losses", lambda *given: whole(*given) * torch.nan)
+    assert main(arguments("ensemble", tmp_path, data, "--member", "1")) == 1
+    assert "member 1 of" in (line := capsys.readouterr().err.splitlines()[-1])
+    assert "not finite" in line
+    assert main(arguments("ensemble", tmp_path, data, "--member", "1")) == 1  # it has failed, and is not tried again
+
+
+def test_a_member_that_another_process_trains_is_waited_for(
+    joint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(joint / "members", tmp_path / "members")
+    finished = (tmp_path / "members" / "002").rename(tmp_path / "aside")
+    holders = ["other:7", "other:7", None]
+    monkeypatch.setattr(MemberLocks, "holder", lambda *_: holders.pop(0) if holders else None)
+    monkeypatch.setattr(ensemble, "time", SimpleNamespace(sleep=lambda _: finished.rename(tmp_path / "members/002")))
+    assert main(arguments("ensemble", tmp_path, data, "--member", "2")) == 0
+    assert "waiting for other:7, which trains member 2" in capsys.readouterr().out
+    assert not (tmp_path / "members" / "begun").exists()
+
+
+def test_a_damaged_member_is_an_error_or_named_in_the_table(
+    joint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(joint / "members", tmp_path / "members")
+    file = tmp_path / "members" / "002" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\7")
+    refused(capsys, arguments("test", tmp_path, data), "members 2 of", "are damaged", "--members available")
+    assert main(arguments("test", tmp_path, data, "--members", "available")) == 0
+    assert "ensemble without damaged 2, 4 members" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "test" / "metrics.json").read_text())
+    assert (metrics["method"], metrics["n_members"]) == ("ensemble without damaged 2", 4)
+    (tmp_path / "members" / "manifest.json").write_text("{")
+    refused(capsys, arguments("ensemble", tmp_path, data), "manifest.json is damaged", "remove it")
+
+
+WORKER = """
+import time
+clock = time.time
+time.time = lambda: clock() + {ahead}
+from bayeslora.cli import console
+console()
+"""
+
+
+def command(root: Path, data: Path, *options: str, ahead: float = 0.0) -> subprocess.Popen:
+    """A worker whose clock is so many seconds ahead."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, str(ROOT / "cli.py"), *arguments("ensemble", root, data, *options)]
+    line = [sys.executable, "-c", WORKER.format(ahead=ahead), *arguments("ensemble", root, data, *options)]
     return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_store(joint: Path, data: Path, tmp_path: Path) -> None:
-    workers = [command(tmp_path, data, "--members", "4", "--mode", "sequential") for _ in range(2)]
+    """Nothing is trained twice and nothing lost, though the clock of one is an hour ahead."""
+    options = ["--members", "4", "--mode", "sequential"]
+    workers = [command(tmp_path, data, *options, ahead=ahead) for ahead in (0.0, 3600.0)]
     ends = [worker.communicate() for worker in workers]
     assert MemberStore(tmp_path / "members").members(DONE) == (0, 1, 2, 3), ends
     assert [worker.returncode for worker in workers] == [0, 0], ends
     records = [json.loads((tmp_path / "members" / f"00{m}" / "member.json").read_text()) for m in range(4)]
-    assert len({record["process"] for record in records}) == 2
+    assert {record["process"] for record in records} == {worker.pid for worker in workers}
+    assert sum(out.count("written to") for out, _ in ends) == 4, ends  # one line a fit
     assert_members_agree(tmp_path, joint, [0, 1, 2, 3])
 
 

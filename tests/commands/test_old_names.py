@@ -47,3 +47,13 @@ def test_flat_names_in_python() -> None:
         LoRAModule(learning_rate=0.01, optimisation=Optimisation())
     with pytest.raises(UsageError, match="no argument 'rate'"):
         LoRAModule(rate=0.01)
+
+
+def test_what_means_nothing_any_more_is_left_out(tmp_path: Path) -> None:
+    """A member's lock has no end in time; a run folder of before may ask for one."""
+    file = tmp_path / "fit-config.yaml"
+    options = "init_args: {store: null, lease_seconds: 600.0}"
+    file.write_text(f"trainer: {{callbacks: [{{class_path: bayeslora.callbacks.Ensemble, {options}}}]}}\n")
+    with pytest.warns(FutureWarning, match="lease_seconds of Ensemble"), current_names(["-c", str(file)]) as found:
+        config = yaml.safe_load(Path(found[1]).read_text())
+    assert config["trainer"]["callbacks"][0]["init_args"] == {"store": None}

@@ -3,46 +3,50 @@
 members/manifest.json     what all members have in common, and where each stands; rebuilt from the folders
 members/003/              adapter_model.safetensors, adapter_config.json, posterior.*: member 3 as a point
 members/003/member.json   its status, and what it is a function of
-members/003/DONE          sha256 of every file, written last
+members/003/DONE          sha256 of every other file
 members/leases/           who works on what
 members/begun/            run folders of training that goes on
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bayeslora.errors import UsageError
-from bayeslora.files import write_json
-from bayeslora.posteriors.members.leases import Leases
+from bayeslora.files import clear_leftovers_of, file_checksum, read_record, replacing_folder, write_json, write_record
+from bayeslora.posteriors.members.locks import MemberLocks
 from bayeslora.posteriors.mixture import Mixture
-from bayeslora.posteriors.state import load_posterior, save_posterior
+from bayeslora.posteriors.state import load_posterior, save_posterior, write_posterior
 from bayeslora.types import Posterior
 
 SCHEMA = 1
 FOLDER = "members"
 DONE, FAILED, DAMAGED = "done", "failed", "damaged"
 _MARK, _RECORD, _MANIFEST = "DONE", "member.json", "manifest.json"
+_MANIFEST_REMEDY = "remove it: it is made again from the members' folders"
+_RECORD_REMEDY = "remove its folder: `bayeslora ensemble` trains the member again"
 
 
 class MemberStore:
     """The members of one ensemble: what is done, what failed, and who works on the rest.
 
     A member is a function of what all members have in common (configuration, data, seed), which is their identity, and
-    of its id. Ids are never given out again, and any subset that is done is an ensemble.
+    of its id. Ids are never given out again, and any subset that is done is an ensemble. A member's folder appears
+    whole or not at all. Where locks do not reach (a network file system may not carry them from machine to machine) two
+    processes can train the same member: the first one's stands, and the second one's is left.
 
     Args:
         folder: Of the store.
-        lease_seconds: Until a lease that is not renewed runs out.
     """
 
-    def __init__(self, folder: Path | str, lease_seconds: float = 600.0) -> None:
+    def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.leases = Leases(self.folder / "leases", lease_seconds)
+        self.locks = MemberLocks(self.folder / "leases")
+        self._found: dict[int, bytes | None] = {}  # the mark that a member had when it was claimed
 
     def path(self, member: int) -> Path:
         """Folder of a member."""
@@ -52,21 +56,26 @@ class MemberStore:
         """Ids of the members of a status.
 
         Args:
-            status: ``done`` (every file is there and is the one that was written), ``failed``, or ``damaged`` (it was
-                done, and its files are not those that were written). A member that is half written has none of these.
+            status: ``done`` (every file is there and is the one that was written), ``failed``, or ``damaged`` (its
+                files are not those that were written). A member that is half written has none of these.
         """
         found = {int(path.name): path for path in self.folder.glob("[0-9]*") if path.name.isdigit()}
         return tuple(member for member, path in sorted(found.items()) if _status(path) == status)
 
     def claim(self, members: Sequence[int]) -> None:
-        """Take the leases of the members.
+        """Take the members, and clear away what a killed process of this machine left of them.
 
         Raises:
-            UsageError: another worker has one.
+            UsageError: another process has one, or the file system has no locks.
         """
-        if not self.leases.claim(members):
-            busy = {m: holder for m in members if (holder := self.leases.holder(m))}
+        if not self.locks.claim(members):
+            busy = {m: holder for m in members if (holder := self.locks.holder(m))}
             raise UsageError(f"other workers train members of {self.folder}: {busy}; wait, or give other members")
+        with self.locks.exclusive():
+            clear_leftovers_of(self.folder / _MANIFEST)
+        for member in members:
+            clear_leftovers_of(self.path(member))
+            self._found[member] = self._mark(member)
 
     def identify(self, identity: Mapping[str, Any], members: Sequence[int] | None = None) -> None:
         """Check that the store's members are of this identity; a new store takes it.
@@ -78,28 +87,40 @@ class MemberStore:
         Raises:
             UsageError: they are not; names what differs.
         """
-        own, given = self.identity(), json.loads(json.dumps(identity))
-        others = {*self.members(DONE), *self.members(FAILED)} - set(members or [])
-        if own is None or (members is not None and not others):
-            write_json(self.folder / _MANIFEST, {"schema": SCHEMA, "identity": given, "members": {}})
-            return
+        given = json.loads(json.dumps(identity))
+        with self.locks.exclusive():
+            own = self.identity()
+            others = {*self.members(DONE), *self.members(FAILED)} - set(members or [])
+            if own is None or (members is not None and not others):
+                write_record(self.folder / _MANIFEST, {"schema": SCHEMA, "identity": given, "members": {}})
+                return
         differing = sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key))
         if differing:
             changes = ", ".join(f"{key} (there {own.get(key)!r}, here {given.get(key)!r})" for key in differing)
             raise UsageError(f"{self.folder} holds members of another ensemble: {changes}; give another run folder")
 
     def identity(self) -> dict[str, Any] | None:
-        """What all members have in common: of the manifest, or of any member where it is lost."""
+        """What all members have in common: of the manifest, or of any whole member where it is lost.
+
+        Raises:
+            UsageError: the manifest is damaged.
+        """
         manifest = self.folder / _MANIFEST
         if manifest.exists():
-            return json.loads(manifest.read_text())["identity"]  # type: ignore[no-any-return]
-        records = sorted(self.folder.glob(f"[0-9]*/{_RECORD}"))
-        return json.loads(records[0].read_text())["identity"] if records else None
+            return _identity(manifest, _MANIFEST_REMEDY)
+        whole = (*self.members(DONE), *self.members(FAILED))
+        return _identity(self.path(whole[0]) / _RECORD, _RECORD_REMEDY) if whole else None
+
+    def record(self, member: int) -> dict[str, Any]:
+        """What ``member.json`` says of a member that is done or has failed."""
+        return read_record(self.path(member) / _RECORD, _RECORD_REMEDY)
 
     def write(
         self, member: int, posterior: Posterior, adapter_config: Mapping[str, Any], base: str, record: Mapping[str, Any]
     ) -> None:
-        """Keep a finished member; what was there of it is replaced.
+        """Keep a finished member that was claimed; what was there of it then is replaced.
+
+        One that another process has finished since then stands, and a warning says so.
 
         Args:
             member: Its id.
@@ -107,47 +128,46 @@ class MemberStore:
             adapter_config: peft's configuration as a dict.
             base: Fingerprint of the base model.
             record: What else to note in ``member.json``.
-
-        Raises:
-            RunError: the member's lease was lost to another worker.
         """
-        self.leases.check()
-        folder = self.path(member)
-        (folder / _MARK).unlink(missing_ok=True)  # from here on it is half written, which is not damaged
-        save_posterior(posterior, folder, adapter_config, base)
-        self._note(member, {**record, "status": DONE})
-        write_json(folder / _MARK, _checksums(folder))
+        if self._superseded(member):
+            return
+        with replacing_folder(self.path(member)) as folder:
+            write_posterior(posterior, folder, adapter_config, base)
+            self._note(folder, member, {**record, "status": DONE})
+            write_json(folder / _MARK, _checksums(folder))
+        self._found[member] = self._mark(member)
         self._write_manifest()
 
     def fail(self, member: int, record: Mapping[str, Any]) -> None:
-        """Note that a member failed, and why.
+        """Note that a member that was claimed has failed, and why; see :meth:`write`.
 
         Args:
             member: Id of the member.
             record: What is kept of the failure, as plain values.
-
-        Raises:
-            RunError: the member's lease was lost to another worker.
         """
-        self.leases.check()
-        self._note(member, {**record, "status": FAILED})
+        if self._superseded(member):
+            return
+        with replacing_folder(self.path(member)) as folder:
+            self._note(folder, member, {**record, "status": FAILED})
         self._write_manifest()
 
-    def load(self, base: str | None = None) -> dict[int, Posterior]:
+    def load(self, base: str | None = None, available: bool = False) -> dict[int, Posterior]:
         """The members that are done, by their ids.
 
         Args:
             base: Fingerprint of the base they will be used with; None does not check.
+            available: Leave out members that are damaged, instead of refusing them.
 
         Raises:
             UsageError: none is done, one is damaged, or they belong to another base.
         """
-        if damaged := self.members(DAMAGED):
+        damaged, done = self.members(DAMAGED), self.members(DONE)
+        if damaged and not (available and done):
             raise UsageError(
                 f"members {', '.join(map(str, damaged))} of {self.folder} are damaged (their files are not what was "
-                "written); train them again with `bayeslora ensemble`, or remove their folders to go on without them"
+                "written); train them again with `bayeslora ensemble`, or go on without them: `bayeslora test "
+                "--members available`"
             )
-        done = self.members(DONE)
         if not done:
             raise UsageError(
                 f"{self.folder} holds no finished member; run `bayeslora ensemble` or `bayeslora fit` first"
@@ -161,7 +181,7 @@ class MemberStore:
 
     def assemble(self, directory: Path | str) -> None:
         """Write the members that are done as one posterior, a mixture of points."""
-        with self.leases.locked():
+        with self.locks.exclusive():
             done = self.load()
             first = self.path(next(iter(done)))
             adapter, point = (
@@ -169,26 +189,47 @@ class MemberStore:
             )
             save_posterior(Mixture(list(done.values())), directory, adapter, point["base"])  # type: ignore[arg-type]
 
-    def _note(self, member: int, record: Mapping[str, Any]) -> None:
-        write_json(self.path(member) / _RECORD, {"member": member, **record, "identity": self.identity()})
+    def _superseded(self, member: int) -> bool:
+        """Whether another process has finished a member since it was claimed here."""
+        now = self._mark(member)
+        if now is None or now == self._found.get(member):
+            return False
+        warnings.warn(f"another process has finished member {member} of {self.folder}; its result stands", stacklevel=3)
+        return True
+
+    def _mark(self, member: int) -> bytes | None:
+        mark = self.path(member) / _MARK
+        return mark.read_bytes() if mark.exists() else None
+
+    def _note(self, folder: Path, member: int, record: Mapping[str, Any]) -> None:
+        write_record(folder / _RECORD, {"member": member, **record, "identity": self.identity()})
 
     def _write_manifest(self) -> None:
-        write_json(self.folder / _MANIFEST, self.manifest())
+        with self.locks.exclusive():
+            write_record(self.folder / _MANIFEST, self.manifest())
+
+
+def _identity(file: Path, remedy: str) -> dict[str, Any]:
+    """The identity that a manifest or a member's record holds."""
+    identity = read_record(file, remedy).get("identity")
+    if not isinstance(identity, dict):
+        raise UsageError(f"{file} is damaged (it does not say whose members these are); {remedy}")
+    return identity
 
 
 def _status(folder: Path) -> str | None:
     """``done``, ``damaged``, ``failed``, or None for a member that is neither: absent or half written."""
     mark, record = folder / _MARK, folder / _RECORD
-    if mark.exists():
-        try:
+    try:
+        if mark.exists():
             return DONE if json.loads(mark.read_text()) == _checksums(folder) else DAMAGED
-        except ValueError:  # of bytes that are no text, or of text that is no JSON
-            return DAMAGED
-    failed = record.exists() and json.loads(record.read_text())["status"] == FAILED
+        failed = record.exists() and read_record(record, _RECORD_REMEDY).get("status") == FAILED
+    except ValueError:  # of bytes that are no text, of text that is no JSON, or of a record that was changed
+        return DAMAGED
     return FAILED if failed else None
 
 
 def _checksums(folder: Path) -> dict[str, str]:
     """The sha256 of every file of a member but the mark and what a killed process left half written."""
     files = sorted(file for file in folder.iterdir() if file.name != _MARK and not file.name.startswith("."))
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {file.name: file_checksum(file) for file in files}

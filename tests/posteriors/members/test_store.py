@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayeslora.errors import RunError, UsageError
-from bayeslora.posteriors.members.leases import Leases
+from bayeslora.errors import UsageError
+from bayeslora.files import file_checksum, read_record
+from bayeslora.posteriors.members.locks import MemberLocks
 from bayeslora.posteriors.members.store import DAMAGED, DONE, FAILED, MemberStore
 from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import load_posterior
 
-MARK = 4  # which renaming of a member is that of its mark, after its posterior and its record
+PUBLISHED = 4  # which renaming is that of a member's folder, after all that is in it
 CONFIG = {"peft_type": "LORA", "r": 2}
 WRITER = """
 import sys, torch
@@ -45,7 +47,7 @@ def written(folder: Path, *members: int) -> MemberStore:
     store.claim(members)
     for member in members:
         store.write(member, point(member), CONFIG, "base", {"step": 4})
-    store.leases.release()
+    store.locks.release()
     return store
 
 
@@ -90,7 +92,7 @@ def test_a_member_that_is_half_written_is_not_done(tmp_path: Path) -> None:
 
 def test_the_manifest_follows_from_the_members(tmp_path: Path) -> None:
     store = written(tmp_path, 0, 4)
-    stored = json.loads((tmp_path / "manifest.json").read_text())
+    stored = read_record(tmp_path / "manifest.json", "")
     assert stored == store.manifest()
     assert stored["members"] == {"000": "done", "004": "done"}
     (tmp_path / "manifest.json").unlink()
@@ -111,7 +113,7 @@ def test_another_ensemble_is_refused_by_what_differs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moment", range(3))
 def test_killed_while_writing_a_store_can_be_read(tmp_path: Path, moment: int) -> None:
-    """After SIGKILL at any point, a member is whole, of one version, or not done; its lease is free at once."""
+    """After SIGKILL at any point, a member is whole, of one version, or not done; it is free at once, rubbish goes."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
@@ -125,6 +127,7 @@ def test_killed_while_writing_a_store_can_be_read(tmp_path: Path, moment: int) -
         value = posterior.mean()["x.lora_A.weight"]
         assert (value == json.loads((store.path(member) / "member.json").read_text())["v"]).all()
     store.claim([3])
+    assert [path.name for path in tmp_path.glob(".*")] == []
     store.write(3, point(1.0), CONFIG, "base", {})
     assert store.members(DONE) == (3,)
     assert store.identity() == {"seed": 0}
@@ -152,67 +155,124 @@ def test_cut_between_writing_and_renaming(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.undo()
     found = MemberStore(tmp_path).load()
     assert float(found[0].mean()["x.lora_A.weight"][0, 0]) == 0.0
-    if 3 in found:
-        assert float(found[3].mean()["x.lora_A.weight"][0, 0]) == 9.0
-    assert (3 in found) == (step > MARK)
+    if step == PUBLISHED:  # between two renamings: the next claim finishes it
+        assert list(found) == [0]
+    store.claim([3])
+    assert float(store.load()[3].mean()["x.lora_A.weight"][0, 0]) == (3.0 if step < PUBLISHED else 9.0)
     store.write(3, point(9.0), CONFIG, "base", {})
     assert MemberStore(tmp_path).members(DONE) == (0, 3)
 
 
-def contender(folder: str, start, found, done) -> None:  # type: ignore[no-untyped-def]
-    """Claims every member it can, in an order of its own."""
-    leases = Leases(Path(folder), seconds=60)
+def contender(folder: str, ahead: float, start, found, done) -> None:  # type: ignore[no-untyped-def]
+    """Claims every member it can, in an order of its own, by a clock of its own."""
+    clock = time.time
+    time.time = lambda: clock() + ahead  # type: ignore[method-assign]
+    locks = MemberLocks(Path(folder))
     start.wait()
-    own = [
-        member for member in sorted(range(20), key=lambda m: (m * (os.getpid() % 7 + 1)) % 20) if leases.claim([member])
-    ]
-    found.put((os.getpid(), own))
-    done.wait()  # alive, so that its leases hold, until all have tried
+    order = sorted(range(20), key=lambda m: (m * (os.getpid() % 7 + 1)) % 20)
+    found.put([member for member in order if locks.claim([member])])
+    done.wait()  # alive, so that its locks hold, until all have tried
+
+
+def test_a_member_that_was_put_aside_by_a_killed_process_comes_back(tmp_path: Path) -> None:
+    store = written(tmp_path, 3)
+    name = f".003.12345@{socket.gethostname()}"
+    os.rename(store.path(3), tmp_path / f"{name}.tmp")  # whole, and about to take the place of the old one
+    (tmp_path / f"{name}.old").mkdir()
+    (tmp_path / ".003.12345@elsewhere.tmp").mkdir()  # another machine's, which may be alive
+    assert store.members(DONE) == ()
+    store.claim([3])
+    assert store.members(DONE) == (3,)
+    assert [path.name for path in tmp_path.glob(".*")] == [".003.12345@elsewhere.tmp"]
 
 
 def test_no_two_workers_own_a_member(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     start, found, done = context.Event(), context.Queue(), context.Event()
-    workers = [context.Process(target=contender, args=(str(tmp_path), start, found, done)) for _ in range(3)]
+    ahead = (0.0, 3600.0, -3600.0)
+    workers = [context.Process(target=contender, args=(str(tmp_path), a, start, found, done)) for a in ahead]
     for worker in workers:
         worker.start()
     start.set()
-    claims = [found.get()[1] for _ in workers]
+    claims = [found.get() for _ in workers]
     done.set()
     for worker in workers:
         worker.join()
     assert sorted(member for own in claims for member in own) == list(range(20))
 
 
-def test_leases_run_out_are_renewed_and_found_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bayeslora.posteriors.members.leases as module
+def test_a_stopped_worker_keeps_its_member_and_a_dead_ones_is_free_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    start, found, done = context.Event(), context.Queue(), context.Event()
+    store = MemberStore(tmp_path)
+    worker = context.Process(target=contender, args=(str(tmp_path / "leases"), 0.0, start, found, done))
+    worker.start()
+    start.set()
+    assert len(found.get()) == 20
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    ours = MemberLocks(tmp_path / "leases")
+    assert not ours.claim([3])
+    assert str(ours.holder(3)).endswith(f":{worker.pid}")
+    assert ours.claim([20])
+    assert not ours.claim([21, 4])
+    assert ours.holder(21) is None  # all or none
+    with pytest.raises(UsageError, match=rf"other workers.*3: '.*:{worker.pid}'"):
+        store.claim([3, 22])
+    worker.kill()
+    worker.join()
+    assert ours.claim([3])
+    assert ours.holder(3) is None
+    store.claim([3])  # a command holds what its callback claims
 
-    now = [1000.0]  # a clock that this test winds itself
-    monkeypatch.setattr(module.time, "time", lambda: now[0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    ours = Leases(tmp_path, seconds=20)
-    assert ours.claim([0, 1])
-    us = module._OWNER
-    monkeypatch.setattr(module, "_OWNER", "another")  # the same machine and process: not dead
-    theirs = Leases(tmp_path, seconds=60)
-    assert not theirs.claim([1, 2])
-    assert theirs.holder(2) is None
-    assert theirs.holder(1) is not None
-    monkeypatch.setattr(module, "_OWNER", us)
-    now[0] += 10
-    ours.renew()
-    now[0] += 15
-    monkeypatch.setattr(module, "_OWNER", "another")
-    assert not theirs.claim([1])  # renewed, or it would have run out
-    now[0] += 10
-    assert theirs.claim([1])
-    monkeypatch.setattr(module, "_OWNER", us)
-    with pytest.raises(RunError, match="lease on member 1"):
-        ours.check()
-    ours.release()
-    assert theirs.folder.joinpath("001.json").exists()
-    store = MemberStore(tmp_path / "store")
-    store.claim([0])
-    monkeypatch.setattr(module, "_OWNER", "another")
-    with pytest.raises(UsageError, match=r"other workers.*0"):
-        MemberStore(tmp_path / "store").claim([0])
+
+def test_without_locks_the_first_result_stands(tmp_path: Path) -> None:
+    """Two machines whose locks do not reach each other train one member: nothing is lost, nothing mixed."""
+    first, second = MemberStore(tmp_path), MemberStore(tmp_path)
+    first.identify({"seed": 0})
+    for store in (first, second):
+        store.claim([0])
+    first.write(0, point(1.0), CONFIG, "base", {})
+    with pytest.warns(UserWarning, match="another process has finished member 0"):
+        second.write(0, point(2.0), CONFIG, "base", {})
+    with pytest.warns(UserWarning, match="another process has finished member 0"):
+        second.fail(0, {"ended": "its loss is not finite"})
+    assert float(second.load()[0].mean()["x.lora_A.weight"][0, 0]) == 1.0
+    third = MemberStore(tmp_path)
+    third.claim([0])
+    third.write(0, point(3.0), CONFIG, "base", {})  # as a run that is prolonged
+    assert float(third.load()[0].mean()["x.lora_A.weight"][0, 0]) == 3.0
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("manifest.json", "remove it"), ("000/member.json", "remove its folder")])
+@pytest.mark.parametrize("damage", [lambda text: text.replace("0", "1", 1), lambda text: text[:20], lambda _: "[1]"])
+def test_damaged_records_are_refused_with_what_to_do(tmp_path: Path, name: str, remedy: str, damage) -> None:  # type: ignore[no-untyped-def]
+    store = MemberStore(tmp_path)
+    store.identify({"seed": 0})
+    store.claim([0, 1])
+    store.fail(0, {"ended": "its loss is not finite", "step": 0})
+    store.write(1, point(1.0), CONFIG, "base", {})
+    file = tmp_path / name
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(UsageError, match=rf"{file.name} is damaged .*; {remedy}") as error:
+        store.identity() if name == "manifest.json" else store.record(0)
+    assert "\n" not in str(error.value)
+    if name != "manifest.json":
+        assert store.members(DAMAGED) == (0,)
+        assert list(store.load(available=True)) == [1]
+    file.unlink()
+    assert store.identity() == {"seed": 0}
+    assert store.members(DONE) == (1,)
+
+
+def test_records_of_before_are_read(tmp_path: Path) -> None:
+    store = written(tmp_path, 0)
+    for file in (tmp_path / "manifest.json", store.path(0) / "member.json"):
+        file.write_text(json.dumps(read_record(file, "")))  # without a checksum
+    mark = json.loads((store.path(0) / "DONE").read_text())
+    mark["member.json"] = file_checksum(store.path(0) / "member.json")
+    (store.path(0) / "DONE").write_text(json.dumps(mark))
+    assert MemberStore(tmp_path).identity() == {"model.lora.r": 2, "seed": 1}
+    (tmp_path / "manifest.json").unlink()
+    assert MemberStore(tmp_path).identity() == {"model.lora.r": 2, "seed": 1}
+    assert list(MemberStore(tmp_path).load("base")) == [0]
