@@ -9,20 +9,20 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bayeslora.commands.engines import add_engine_options, check_engine_options, make_engine, queue_on_slurm
 from bayeslora.errors import UsageError, require
 from bayeslora.grid.cells import Cell, cell_of, cells, training_cell
-from bayeslora.grid.environment import DEVICES, end_with, put_right
+from bayeslora.grid.environment import end_with, put_right
 from bayeslora.grid.live import Progress
+from bayeslora.grid.schedule import run_cells
 from bayeslora.grid.specification import Grid, read_grid
-
-ENGINES = ("local",)
 
 
 def main(args: Sequence[str]) -> int:
     """Run ``bayeslora benchmark``; returns the exit status: 1 where a cell has failed."""
     given = _parser().parse_args(args)
     end_with(os.environ)
-    require("--jobs", given.jobs, given.jobs >= 1, "1 or more")
+    check_engine_options(given)
     grid = read_grid(given.config, given.out)
     put_right(os.environ, grid.threads)  # before torch and Lightning are imported
     if given.cell:
@@ -45,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="the file of a grid")
     parser.add_argument("--cell", metavar="KEY", help="run one cell: DATASET/METHOD/SEED")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and run nothing")
-    parser.add_argument("--engine", default="local", choices=ENGINES, help="what runs the cells (local)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (1)")
+    parser.add_argument("--collect", action="store_true", help="run nothing, and make the page of what is there")
+    add_engine_options(parser)
     parser.add_argument("--methods", metavar="A,B", help="these rows alone, and the trainings they use")
     parser.add_argument("--datasets", metavar="A,B", help="these datasets alone")
     parser.add_argument("--seeds", metavar="0,1", help="other seeds than the file's")
@@ -75,36 +75,30 @@ def _dry_run(grid: Grid, console: Console) -> int:
 def _run(grid: Grid, given: argparse.Namespace, console: Console) -> int:
     """Check every cell's configuration and folder, run what is left, and write the tables of what is there."""
     from bayeslora.commands.resolved import Documents
-    from bayeslora.grid.local import LocalEngine
 
     everything, documents = cells(grid), Documents(grid)
     for cell in everything:
         cell.check(documents.of(cell))
     documents.contents.keep()
     states = {cell: cell.status() for cell in everything}
-    progress = Progress(grid, states.items(), console)
-    command = ["-c", str(given.config.resolve()), "--out", str(grid.out)]
-    engine = LocalEngine(given.jobs, grid.threads, _gpus(), command)
-    left = [cell for cell in everything if states[cell] != "done"]
+    left = [] if given.collect else [cell for cell in everything if states[cell] != "done"]
     needs = {cell: training for cell in left if (training := training_cell(grid, cell)) != cell}
-    with progress.shown():
-        failures = engine.run(left, needs, progress.changed)
-    if not console.is_terminal:
+    command = ["benchmark", "-c", str(given.config.resolve()), "--out", str(grid.out), "--cell"]
+    if left and given.engine == "slurm":
+        queue_on_slurm(given, grid.out / "slurm", left, needs, grid.threads, command, console)
+        return 0
+    progress = Progress(grid, states.items(), console)
+    failures = {cell: str(cell.attempts()[1]) for cell in everything if given.collect and states[cell] == "failed"}
+    if left:
+        engine = make_engine(given, grid.threads, command)
+        with progress.shown():
+            failures = run_cells(engine, left, needs, progress.changed)
+    if not (left and console.is_terminal):
         console.print(progress.table())
     _write_tables(grid, everything, console)
     for cell, reason in failures.items():
         console.print(f"failed: {cell.key}: {reason}", markup=False, highlight=False, soft_wrap=True)
     return 1 if failures else 0
-
-
-def _gpus() -> list[str]:
-    """The GPUs that are to be seen, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    named = os.environ.get(DEVICES, "")
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _write_tables(grid: Grid, everything: Sequence[Cell], console: Console) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ActionYesNo
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -122,7 +123,7 @@ class CommandLine(LightningCLI):
         keep_by_content(config.data)
         leave_slurms_tasks(config.trainer)
         self._root = run_folder(config.trainer)
-        if shadow := next(self._root.glob("hpc_ckpt_*"), None):
+        if SLURMEnvironment.detect() and (shadow := next(self._root.glob("hpc_ckpt_*"), None)):
             raise UsageError(
                 f"{shadow} is a checkpoint of Lightning's requeueing under SLURM, which it would load in place of what "
                 "is asked for; move it away, or go on from it in another folder with --ckpt_path"

@@ -1,12 +1,14 @@
 """``bayeslora benchmark``: cells are ordinary runs, share trainings, go on where they stopped, and make a table."""
 
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,11 @@ import torch
 import yaml
 
 from bayeslora.cli import main
+from bayeslora.grid.cells import cell_of
+from bayeslora.grid.specification import read_grid
 from bayeslora.results.prediction_file import read_predictions
 from tests.helpers.command_line import arguments, refused
+from tests.helpers.fake_cells import wait_for_the_end
 from tools.layout import ROOT
 
 TRAINER = {"max_steps": 4, "accelerator": "cpu", "enable_model_summary": False, "log_every_n_steps": 2}
@@ -141,6 +146,8 @@ def test_questions_that_have_changed_make_another_cell(
         (["--seeds", "0,0"], ["--seeds is '0,0'; allowed"]),
         (["--cell", "own/tfb/0"], ["DATASET/METHOD/SEED"]),
         (["--jobs", "0"], ["--jobs is 0; allowed: 1 or more"]),
+        (["--submit"], ["--submit belongs to --engine slurm; --engine is local"]),
+        (["--gpu-share", "1.5", "--engine", "ray"], ["--gpu-share is 1.5; allowed: 0 to 1, or a whole number"]),
     ],
 )
 def test_bad_input(options: list[str], parts: list[str], grid: Path, capsys: pytest.CaptureFixture) -> None:
@@ -164,28 +171,119 @@ def _benchmark(grid: Path, out: Path, *options: str, **environment: str) -> subp
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, **quiet)
 
 
+def test_an_array_is_written_and_what_is_there_is_collected(
+    out: Path, grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    new = tmp_path / "new"
+    assert main(["benchmark", "-c", str(grid), "--out", str(new), "--engine", "slurm"]) == 0
+    assert f"3 cells are written; submit them with: bash {new / 'slurm' / 'submit.sh'}" in capsys.readouterr().out
+    assert "own/temperature/0" in (new / "slurm" / "after-0.sbatch").read_text()
+    shutil.copytree(out, new, dirs_exist_ok=True)
+    (new / "own" / "base" / "seed-0" / "done.json").unlink()
+    failed = cell_of(read_grid(grid, new), "own/base/0")
+    failed.note_failure("no memory")
+    assert main(["benchmark", "-c", str(grid), "--out", str(new), "--collect"]) == 1
+    assert "failed: own/base/0: no memory" in capsys.readouterr().out
+    assert (new / "tables" / "own.csv").read_text().count("jsonl:data,accuracy,") == 2
+    assert "Not done, and not in the tables: own/base/0" in (new / "tables" / "index.html").read_text()
+
+
+@pytest.fixture
+def tables(out: Path, grid: Path) -> dict[str, bytes]:
+    """The tables of the cells that were run by their keys."""
+    assert main(["benchmark", "-c", str(grid), "--out", str(out), "--collect"]) == 0
+    return _tables(out)
+
+
+def _tables(out: Path) -> dict[str, bytes]:
+    return {name: (out / "tables" / name).read_bytes() for name in ("own.csv", "own.md", "own.tex", "index.html")}
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @pytest.mark.slow
-def test_killed_and_resumed_the_tables_are_the_same(out: Path, grid: Path, tmp_path: Path) -> None:
-    """Two rows in processes, killed when their training has a checkpoint."""
-    rows = ["--methods", "temperature"]
-    assert main(["benchmark", "-c", str(grid), "--out", str(out), *rows]) == 0
+def test_two_at_a_time_and_killed_three_times_the_tables_are_the_same(
+    tables: dict[str, bytes], grid: Path, tmp_path: Path
+) -> None:
+    """Cells are killed in their training, in their test and once more; what is left runs as two processes at a time."""
     killed = tmp_path / "killed"
-    first = _benchmark(grid, killed, *rows)
-    while not list(killed.glob("own/*/seed-0/checkpoints/last.ckpt")):
-        assert first.poll() is None
-        time.sleep(0.1)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    assert _benchmark(grid, killed, *rows).wait() == 0
-    for name in ("own.csv", "own.md", "own.tex", "index.html"):
-        assert (killed / "tables" / name).read_bytes() == (out / "tables" / name).read_bytes()
+    mle, temperature = (killed / "own" / name / "seed-0" for name in ("mle", "temperature"))
+    _killed_cell(grid, killed, "own/mle/0", lambda: (mle / "checkpoints" / "last.ckpt").exists())
+    _killed_cell(grid, killed, "own/mle/0", lambda: (mle / "trained.json").exists())
+    _killed_cell(grid, killed, "own/temperature/0", lambda: (temperature / "test").exists())
+    assert main(["benchmark", "-c", str(grid), "--out", str(killed), "--cell", "own/temperature/0"]) == 0
+    assert main(["benchmark", "-c", str(grid), "--out", str(killed), "--jobs", "2"]) == 0
+    assert _tables(killed) == tables
+    attempts = [cell_of(read_grid(grid, killed), f"own/{name}/0").attempts() for name in ("mle", "temperature")]
+    assert attempts == [(3, None), (2, None)]
+
+
+def _killed_cell(grid: Path, out: Path, key: str, when: Callable[[], bool]) -> None:
+    """Run a cell in a process that is killed as soon as something holds; a fork, which has loaded all it needs."""
+    process = multiprocessing.get_context("fork").Process(
+        target=main, args=(["benchmark", "-c", str(grid), "--out", str(out), "--cell", key],)
+    )
+    process.start()
+    while not when():
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(not os.environ.get("BAYESLORA_LONG"), reason="minutes; set BAYESLORA_LONG=1")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes end with their parent on Linux alone")
+def test_killed_with_its_cells_the_command_goes_on(tables: dict[str, bytes], grid: Path, tmp_path: Path) -> None:
+    """A cell's process is killed when its training has a checkpoint, then the parent, then the parent once more."""
+    killed = tmp_path / "killed"
+    found = _benchmark(grid, killed, "--jobs", "2")
+    _wait_for(found, lambda: (killed / "own/mle/seed-0/checkpoints/last.ckpt").exists())
+    for child in _children(found.pid):
+        os.kill(child, signal.SIGKILL)
+    _kill(found)
+    found = _benchmark(grid, killed, "--jobs", "2")
+    _wait_for(found, lambda: bool(_children(found.pid)))
+    _kill(found)
+    assert _benchmark(grid, killed, "--jobs", "2").wait() == 0
+    assert _tables(killed) == tables
+    assert cell_of(read_grid(grid, killed), "own/mle/0").attempts()[0] >= 2
+
+
+def _wait_for(process: subprocess.Popen, holds: Callable[[], bool]) -> None:
+    while not holds():
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """Kill the parent, and wait until its cells have ended with it."""
+    children = _children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for child in children:
+        wait_for_the_end(child)
 
 
 @pytest.mark.slow
 def test_a_cell_within_a_slurm_job_is_the_same(out: Path, grid: Path, tmp_path: Path) -> None:
-    """In a job array's environment Lightning would ask for four tasks, and log on the first alone."""
+    """In a job array's environment Lightning would ask for four tasks, log on the first alone, and load hpc_ckpt."""
     folder = tmp_path / "array" / "own" / "base" / "seed-0"
+    folder.mkdir(parents=True)
+    shutil.copy(out / "own/mle/seed-0/checkpoints/last.ckpt", folder / "hpc_ckpt_1.ckpt")
     job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_JOB_NAME": "train"}
     assert _benchmark(grid, tmp_path / "array", "--cell", "own/base/0", **job).wait() == 0
     np.testing.assert_array_equal(_probs(folder), _probs(out / "own" / "base" / "seed-0"))
     assert list(folder.glob("logs/test/metrics.csv"))
+
+
+@pytest.mark.slow
+def test_on_ray_a_cell_is_the_same(out: Path, grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'bayeslora[ray]'")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    rows = ["--methods", "base", "--engine", "ray"]
+    assert main(["benchmark", "-c", str(grid), "--out", str(tmp_path), *rows]) == 0
+    np.testing.assert_array_equal(_probs(tmp_path / "own/base/seed-0"), _probs(out / "own" / "base" / "seed-0"))

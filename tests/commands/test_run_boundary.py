@@ -237,11 +237,16 @@ def test_the_command_to_go_on_with_names_the_runs_own_checkpoint() -> None:
     assert said.endswith("go on with: bayeslora ensemble -c a.yaml")  # which finds its own
 
 
-def test_a_checkpoint_of_slurms_requeueing_is_refused(run: Path, data: Path, capsys: pytest.CaptureFixture) -> None:
-    """Lightning would load it in place of whatever is asked for."""
+def test_a_checkpoint_of_slurms_requeueing_is_refused(
+    run: Path, data: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would load it in place of whatever is asked for, in a run that is spread over SLURM's tasks."""
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
     shutil.copy(run / "checkpoints" / "last.ckpt", run / "hpc_ckpt_1.ckpt")
     for option in ([], ["--ckpt_path=base"]):
-        refused(capsys, arguments("test", run, data, *option), "hpc_ckpt_1.ckpt", "SLURM")
+        options = ["--trainer.devices=2", *option]
+        refused(capsys, arguments("test", run, data, *options), "hpc_ckpt_1.ckpt", "SLURM")
 
 
 def test_a_signal_before_training_ends_at_once(data: Path, tmp_path: Path) -> None:

@@ -67,8 +67,7 @@ def test_slurms_checkpoint_is_never_loaded_in_place_of_what_is_asked_for(tmp_pat
     options = ["--data.path", str(data), "--trainer.default_root_dir", str(root), "--trainer.devices", "1"]
     args = ["test", *FIT[1:], "--ckpt_path", "base", "--trainer.accelerator", "cpu", *options]
     done = _command(args, SLURM_NTASKS="1", SLURM_JOB_NAME="train", SLURM_JOB_ID="7")
-    assert done.returncode == 2
-    assert "hpc_ckpt_1.ckpt is a checkpoint of Lightning's requeueing under SLURM" in done.stderr
+    assert done.returncode == 0, done.stderr  # it could not be: it is no checkpoint at all
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,141 @@
+"""SLURM: the cells of a grid as job arrays, and one script that submits them in their order."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bayeslora.errors import RunError, UsageError
+from bayeslora.files import replacing
+from bayeslora.grid.cells import Cell
+
+_LONGEST = 1000  # cells of one array: SLURM's MaxArraySize is 1001 unless a site has changed it
+_SUBMIT = "submit.sh"
+
+_ARRAY = """\
+#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --array=0-{last}{limit}
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task={threads}
+#SBATCH --output={folder}/{stem}-%a.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:TERM@120
+{options}export CUDA_VISIBLE_DEVICES="${{CUDA_VISIBLE_DEVICES-}}"
+keys=(
+{keys})
+exec {command} "${{keys[$SLURM_ARRAY_TASK_ID]}}"
+"""
+_HEAD = """\
+#!/bin/bash
+# Submits the cells of a grid: first those that train, then those that use a training, whatever became of the first.
+set -euo pipefail
+cd {folder}
+if [ -s jobs.txt ] && squeue --noheader --jobs="$(paste -sd, jobs.txt)" 2>/dev/null | grep -q .; then
+    echo "jobs $(paste -sd' ' jobs.txt) of this grid are still queued or running" >&2
+    exit 1
+fi
+: > jobs.txt
+"""
+_FIRST = """\
+job=$(sbatch --parsable {stem}.sbatch)
+echo "${{job%%;*}}" | tee -a jobs.txt
+"""
+_THEN = """\
+job=$(sbatch --parsable --dependency=afterany:"$trainings" {stem}.sbatch)
+echo "${{job%%;*}}" | tee -a jobs.txt
+"""
+
+
+def write_arrays(
+    folder: Path,
+    cells: Sequence[Cell],
+    needs: Mapping[Cell, Cell],
+    command: Sequence[str],
+    threads: int,
+    jobs: int | None = None,
+    options: Sequence[str] = (),
+) -> Path:
+    """Write the job arrays of some cells, and the script that submits them; what an earlier call wrote is replaced.
+
+    A cell that uses another's training is in an array that starts when those of the trainings have ended, however they
+    did: the cell itself looks whether the training is there, and does what is left of it.
+
+    Args:
+        folder: Where the scripts and SLURM's logs are.
+        cells: The cells that are not done.
+        needs: The cell whose training a cell uses.
+        command: The arguments of the Python that run a cell, without its key, which comes last.
+        threads: CPU threads of each.
+        jobs: How many of an array may run at a time; None leaves it to SLURM.
+        options: Further options of sbatch, such as ``--partition=gpu``, a line each.
+
+    Returns:
+        The script.
+    """
+    own = set(cells)
+    second = [cell for cell in cells if needs.get(cell) in own]
+    first = [cell for cell in cells if cell not in set(second)]
+    arrays = {**_parts("trainings", first), **_parts("after", second)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.sbatch"):
+        old.unlink()
+    place = shlex.quote(str(folder))
+    script = _HEAD.format(folder=place)
+    told = False
+    for stem, part in arrays.items():
+        text = _ARRAY.format(
+            name=f"bayeslora-{folder.parent.name}",
+            last=len(part) - 1,
+            limit=f"%{jobs}" if jobs else "",
+            threads=threads,
+            folder=place,
+            stem=stem,
+            options="".join(f"#SBATCH {option}\n" for option in options),
+            keys="".join(f"{shlex.quote(cell.key)}\n" for cell in part),  # not a file: what is queued keeps its own
+            command=shlex.join([sys.executable, *command]),
+        )
+        _write(folder / f"{stem}.sbatch", text)
+        after = stem.startswith("after") and bool(first)
+        if after and not told:
+            script, told = script + "trainings=$(paste -sd: jobs.txt)\n", True
+        script += (_THEN if after else _FIRST).format(stem=stem)
+    _write(folder / _SUBMIT, script)
+    return folder / _SUBMIT
+
+
+def submit(script: Path) -> list[str]:
+    """Run the script that submits a grid's arrays.
+
+    Args:
+        script: What :func:`write_arrays` has written.
+
+    Returns:
+        The jobs' ids.
+
+    Raises:
+        UsageError: there is no sbatch on this machine.
+        RunError: SLURM has refused an array, or the grid's jobs are still there.
+    """
+    if shutil.which("sbatch") is None:
+        raise UsageError(f"there is no sbatch on this machine; run {script} on one that has it")
+    ended = subprocess.run(["bash", str(script)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if ended.returncode:
+        submitted = ", ".join(ended.stdout.split()) or "none"
+        said = " ".join(ended.stderr.split())
+        raise RunError(f"{script} ended with status {ended.returncode}: {said} (jobs submitted before: {submitted})")
+    return ended.stdout.split()
+
+
+def _parts(name: str, cells: Sequence[Cell]) -> dict[str, Sequence[Cell]]:
+    return {f"{name}-{i}": cells[start : start + _LONGEST] for i, start in enumerate(range(0, len(cells), _LONGEST))}
+
+
+def _write(file: Path, text: str) -> None:
+    with replacing(file) as temporary:
+        temporary.write_text(text)
