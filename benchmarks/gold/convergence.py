@@ -7,6 +7,7 @@ By arviz (doi 10.1214/20-BA1221), for what predictions are made of rather than f
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -39,19 +40,43 @@ class Convergence:
         return self.share >= SHARE and self.worst <= MOST and self.bulk >= SIZE
 
 
-def convergence(draws: Tensor) -> Convergence:
+@dataclass(frozen=True)
+class Diagnostics:
+    """R-hat and effective sample sizes of Q quantities.
+
+    Attributes:
+        r_hat: Rank-normalised split R-hat ``[Q]``; not a number for a quantity that does not vary.
+        bulk: Effective sample size of the mean ``[Q]``.
+        tail: That of the 5 % and 95 % quantiles, the smaller one ``[Q]``.
+    """
+
+    r_hat: Tensor
+    bulk: Tensor
+    tail: Tensor
+
+    @classmethod
+    def joined(cls, parts: Iterable[Diagnostics]) -> Diagnostics:
+        """Those of several sets of quantities, one after another."""
+        return cls(*map(torch.cat, zip(*((one.r_hat, one.bulk, one.tail) for one in parts), strict=True)))
+
+    @property
+    def summary(self) -> Convergence:
+        """The numbers that decide."""
+        return Convergence(
+            quantities=len(self.r_hat),
+            share=float((self.r_hat <= LIMIT).double().mean()),
+            worst=float(self.r_hat.max()),  # not a number where one is not
+            bulk=float(self.bulk.min()),
+            tail=float(self.tail.min()),
+        )
+
+
+def diagnostics(draws: Tensor) -> Diagnostics:
     """The diagnostics of quantities ``[K, N, Q]``, K chains of N draws."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # arviz says at its import that it will change
         import arviz
 
     data = arviz.convert_to_dataset(draws.numpy())
-    r_hat = torch.from_numpy(arviz.rhat(data)["x"].values)
-    bulk, tail = (torch.from_numpy(arviz.ess(data, method=method)["x"].values) for method in ("bulk", "tail"))
-    return Convergence(
-        quantities=draws.shape[-1],
-        share=float((r_hat <= LIMIT).double().mean()),
-        worst=float(r_hat.max()),  # not a number where one is not
-        bulk=float(bulk.min()),
-        tail=float(tail.min()),
-    )
+    sizes = (arviz.ess(data, method=method)["x"].values for method in ("bulk", "tail"))
+    return Diagnostics(*map(torch.from_numpy, (arviz.rhat(data)["x"].values, *sizes)))

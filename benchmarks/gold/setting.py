@@ -1,0 +1,109 @@
+"""One setting of the comparison with the gold posterior: a label budget, a rank, what is sampled, and a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from gold.last_layer import LastLayer, cache, widen
+from gold.posterior import Target
+from torch import Tensor
+
+from bayeslora.datamodules.synthetic import SyntheticDataModule
+from bayeslora.models.answer_model import AnswerModel
+from bayeslora.models.loading import Backbone, LoRA, load_answer_model
+
+SITES = ("layers.1.self_attn.q_proj", "layers.1.self_attn.v_proj")
+SCALING = 2  # alpha / r, the quickstart's
+PRIOR_STD = 0.3
+SHIFTED = "synthetic:shifted"
+INITIAL_STD = (3 * 128) ** -0.5  # of LoRA's A, which is uniform up to 1 / sqrt(128)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a gold posterior is made for.
+
+    Attributes:
+        labels: Budget of labels, a fifth of which is for validation and not seen by the posterior.
+        rank: LoRA's r.
+        sampled: ``AB``, or ``B`` with A where LoRA's initialisation puts it.
+        seed: Draws the questions, LoRA's initial weights and the chains.
+        questions: Of each test set.
+    """
+
+    labels: int = 50
+    rank: int = 1
+    sampled: str = "AB"
+    seed: int = 0
+    questions: int = 100
+
+    @property
+    def folder(self) -> Path:
+        """Where its results are, below the folder of the study."""
+        return Path(f"labels-{self.labels}-r{self.rank}-{self.sampled}") / f"seed-{self.seed}"
+
+    @property
+    def prior_std(self) -> float:
+        """Of what is sampled: where A is fixed, entries of BA have the variance that they have where it is not."""
+        return PRIOR_STD if self.sampled == "AB" else PRIOR_STD**2 / INITIAL_STD
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A test set.
+
+    Attributes:
+        layer: The last layer, with what reaches it from the questions.
+        true_probs: The true answer probabilities ``[N, C]``.
+    """
+
+    layer: LastLayer
+    true_probs: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A setting with its model and its questions.
+
+    Attributes:
+        model: The adapted model in float64.
+        target: The posterior's log density.
+        tests: The test sets by their names, in distribution first.
+    """
+
+    model: AnswerModel
+    target: Target
+    tests: Mapping[str, Questions]
+
+
+def problem(setting: Setting) -> Problem:
+    """Load the model and the questions of a setting."""
+    data = SyntheticDataModule(
+        labels=setting.labels,
+        batch_size=16,
+        eval_batch_size=512,
+        max_test=setting.questions,
+        ood=[SHIFTED],
+        seed=setting.seed,
+    )
+    data.setup("fit")
+    data.setup("test")
+    lora = LoRA(r=setting.rank, alpha=SCALING * setting.rank, target_modules=list(SITES))
+    model = widen(load_answer_model(Backbone("embedded"), lora, setting.seed))
+    initial = {name: value.detach().clone() for name, value in model.trainable().items()}
+    target = Target(cache(model, list(data.train_eval_dataloader())), initial, setting.prior_std, setting.sampled)
+    tests = {}
+    for name, loader in zip(data.test_names, data.test_dataloader(), strict=True):
+        (batch,) = loader
+        asked = data.questions(name)
+        truth = torch.tensor([asked[row].true_probs for row in batch.example_id.tolist()], dtype=torch.float64)
+        tests[name] = Questions(cache(model, [batch]), truth)
+    return Problem(model, target, tests)
+
+
+def small(setting: Setting) -> Setting:
+    """The same with few questions, to see a script run."""
+    return replace(setting, labels=10, questions=6)
