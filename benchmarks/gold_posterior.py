@@ -14,19 +14,30 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from gold import chains
+from gold.distance import distances
+from gold.methods import METHODS, predictions
+from gold.report import picture, report, scores
 from gold.setting import Setting, problem, small
 from measure import machine, quiet
+
+from bayeslora.files import write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
     quiet()
     print(machine(), flush=True)
-    for seed in options.seeds:
-        setting = Setting(options.labels, options.rank, options.sampled, seed)
-        PARTS[options.part](small(setting) if options.small else setting, options)
+    settings = [Setting(options.labels, options.rank, options.sampled, seed) for seed in options.seeds]
+    settings = [small(one) for one in settings] if options.small else settings
+    if options.part == "table":
+        print(report(options.out, settings))
+        picture(scores(options.out, settings), options.out / "gold.png")
+        return
+    for one in settings:
+        PARTS[options.part](one, options)
 
 
 def gold(setting: Setting, options: argparse.Namespace) -> None:
@@ -41,21 +52,38 @@ def gold(setting: Setting, options: argparse.Namespace) -> None:
     print("  converged" if found["converged"] else "  NOT CONVERGED", found["convergence"]["all"], flush=True)
 
 
-def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    from pathlib import Path
+def methods(setting: Setting, options: argparse.Namespace) -> None:
+    """Train every method on one setting, and measure it against the gold."""
+    folder = options.out / setting.folder
+    missing = [name for name in options.rows if not (folder / "scores" / f"{name}.json").exists()]
+    if not missing:
+        return
+    given, gold_predicts = problem(setting), chains.load(folder)
+    for name in missing:
+        began = time.process_time()
+        found = predictions(name, setting, given, folder / "runs")
+        scores = {
+            test: distances(*found[test], *gold_predicts[test], one.true_probs) for test, one in given.tests.items()
+        }
+        (folder / "scores").mkdir(exist_ok=True)
+        write_json(folder / "scores" / f"{name}.json", scores)
+        print(f"{setting.folder} {name}: {time.process_time() - began:.0f} s of CPU, {scores}", flush=True)
 
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=list(PARTS))
+    parser.add_argument("part", choices=[*PARTS, "table"])
     parser.add_argument("--labels", type=int, default=50)
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--sampled", choices=("AB", "B"), default="AB")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="ROW")
     parser.add_argument("--small", action="store_true", help="few questions and draws, to see the script run")
     parser.add_argument("--out", type=Path, default=Path("runs/gold"))
     return parser.parse_args(arguments)
 
 
-PARTS = {"gold": gold}
+PARTS = {"gold": gold, "methods": methods}
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from gold import hmc
 from gold.convergence import Diagnostics, diagnostics
-from gold.distance import distances, mixed
+from gold.distance import Scores, distances, mixed
 from gold.posterior import Target, trained
 from gold.setting import Problem, Setting
 from torch import Tensor
@@ -93,15 +93,14 @@ def measured(target: Target, chains: hmc.Chains, members: dict[str, Tensor]) -> 
     }
 
 
-def floor(members: Tensor, truth: Tensor) -> dict[str, float]:
+def floor(members: Tensor, truth: Tensor) -> Scores:
     """The distance of the half from trained adapters from the half from the prior, and the whole gold's own scores."""
     half = len(members) // 2
     (first, first_mi), (second, second_mi) = (mixed(part.flatten(0, 1)) for part in (members[:half], members[half:]))
     between = distances(first, first_mi, second, second_mi, truth)
     probs, mi = mixed(members.flatten(0, 1))
     own = distances(probs, mi, probs, mi, truth)
-    return {**{name: between[name] for name in ("tv", "agreement", "kl", "mi_correlation")}, "mi": own["mi"],
-            "nll": own["nll"], "accuracy": own["accuracy"]}  # fmt: skip
+    return own | {name: between[name] for name in ("tv", "agreement", "kl", "mi_correlation")}
 
 
 def load(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:

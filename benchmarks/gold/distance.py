@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+Scores = dict[str, float | None]
 
-def distances(
-    probs: Tensor, epistemic: Tensor, gold: Tensor, gold_epistemic: Tensor, truth: Tensor
-) -> dict[str, float]:
+
+def distances(probs: Tensor, epistemic: Tensor, gold: Tensor, gold_epistemic: Tensor, truth: Tensor) -> Scores:
     r"""Means over questions, of the method's probabilities p against the gold's g.
 
     ``tv`` is the total variation :math:`\frac12 \sum_c |p_c - g_c|`, ``agreement`` the share of questions with the same
@@ -35,10 +35,10 @@ def distances(
     }
 
 
-def rank_correlation(one: Tensor, other: Tensor) -> float:
-    """Spearman's; not a number where one of them does not vary, as the mutual information of a point."""
+def rank_correlation(one: Tensor, other: Tensor) -> float | None:
+    """Spearman's; None where the first does not vary, as the mutual information of a point does not."""
     if float(one.max() - one.min()) < 1e-9:  # rounding of zero has ranks, which mean nothing
-        return float("nan")
+        return None
     from scipy.stats import spearmanr
 
     return float(spearmanr(one.numpy(), other.numpy()).statistic)

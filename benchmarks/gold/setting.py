@@ -32,6 +32,7 @@ class Setting:
         sampled: ``AB``, or ``B`` with A where LoRA's initialisation puts it.
         seed: Draws the questions, LoRA's initial weights and the chains.
         questions: Of each test set.
+        steps: Optimiser steps of the methods' trainings.
     """
 
     labels: int = 50
@@ -39,6 +40,7 @@ class Setting:
     sampled: str = "AB"
     seed: int = 0
     questions: int = 100
+    steps: int = 300
 
     @property
     def folder(self) -> Path:
@@ -72,11 +74,13 @@ class Problem:
         model: The adapted model in float64.
         target: The posterior's log density.
         tests: The test sets by their names, in distribution first.
+        fingerprint: Of the questions, as the package's runs note it.
     """
 
     model: AnswerModel
     target: Target
     tests: Mapping[str, Questions]
+    fingerprint: str
 
 
 def problem(setting: Setting) -> Problem:
@@ -98,12 +102,13 @@ def problem(setting: Setting) -> Problem:
     tests = {}
     for name, loader in zip(data.test_names, data.test_dataloader(), strict=True):
         (batch,) = loader
-        asked = data.questions(name)
-        truth = torch.tensor([asked[row].true_probs for row in batch.example_id.tolist()], dtype=torch.float64)
+        order = batch.example_id.argsort()  # a loader's order is by length
+        batch = batch.map(lambda tensor, order=order: tensor[order])
+        truth = torch.tensor([one.true_probs for one in data.questions(name)], dtype=torch.float64)
         tests[name] = Questions(cache(model, [batch]), truth)
-    return Problem(model, target, tests)
+    return Problem(model, target, tests, data.fingerprint)
 
 
 def small(setting: Setting) -> Setting:
-    """The same with few questions, to see a script run."""
-    return replace(setting, labels=10, questions=6)
+    """The same with few questions and steps, to see a script run."""
+    return replace(setting, labels=10, questions=6, steps=4)
