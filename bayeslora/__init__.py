@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from bayeslora.callbacks.posterior import SavedPosteriors as SavedPosteriors
     from bayeslora.callbacks.predictions import Predictions as Predictions
     from bayeslora.callbacks.report import Report as Report
+    from bayeslora.callbacks.run_folder import RunFolder as RunFolder
     from bayeslora.callbacks.schedule import Schedule as Schedule
     from bayeslora.callbacks.swag import SWAG as SWAG
     from bayeslora.callbacks.temperature import Temperature as Temperature
@@ -76,6 +77,7 @@ _PUBLIC = {
     "Predictor": "bayeslora.serving.predictor",
     "Question": "bayeslora.datamodules",
     "Report": "bayeslora.callbacks.report",
+    "RunFolder": "bayeslora.callbacks.run_folder",
     "RunError": "bayeslora.errors",
     "SWAG": "bayeslora.callbacks.swag",
     "Samples": "bayeslora.types",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import move_data_to_device, rank_zero_info
-from torch import Tensor
 
+from bayeslora.callbacks.attached import Attached, LabelFn
 from bayeslora.callbacks.collected import Collected
-from bayeslora.callbacks.fit_data import RemembersFit, validation_batches
+from bayeslora.callbacks.fit_data import RemembersFit, require_validation, validation_batches
 from bayeslora.callbacks.predictions import Predictions, method_of
 from bayeslora.decisions.rule import RISKS, DecisionRule, describe, fit_rule
 from bayeslora.decisions.rule_file import FILE, save_rule
@@ -21,9 +21,10 @@ from bayeslora.lightning_modules.prediction_path import LogitsFn, prediction_pat
 from bayeslora.metrics.answers import Answers
 
 CALIBRATION_FILE = "calibration.parquet"
+NO_VALIDATION = "Decision has no validation questions to look for thresholds on; give the data some"
 
 
-class Decision(RemembersFit):
+class Decision(RemembersFit, Attached):
     """Fits a :class:`~bayeslora.decisions.rule.DecisionRule` when a run is tested, on what its whole path predicts.
 
     The datamodule's calibration part (``calibration_dataloader``, from ``data.calibration``) is predicted as the test
@@ -55,11 +56,20 @@ class Decision(RemembersFit):
         risks: Sequence[float] = RISKS,
         set_method: str = "lac",
         logits_fn: LogitsFn | None = None,
-        label_fn: Callable[[Any], Tensor] | None = None,
+        label_fn: LabelFn | None = None,
     ) -> None:
         self.options = {"risk": risk, "delta": delta, "alpha": alpha, "risks": risks, "set_method": set_method}
         self.logits_fn, self.label_fn = logits_fn, label_fn
         self.rule: DecisionRule | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Before the first step, look for the validation questions.
+
+        Raises:
+            UsageError: there are none.
+        """
+        super().on_train_start(trainer, pl_module)
+        require_validation(trainer, pl_module, NO_VALIDATION)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Predict both parts and fit; everything is on the prediction path by now.
@@ -85,7 +95,7 @@ class Decision(RemembersFit):
         validation = validation_batches(trainer, pl_module)
         loaders = {"validation": validation, "calibration": _some(_made(source, "calibration_dataloader"))}
         if loaders["validation"] is None:
-            raise UsageError("Decision has no validation questions to look for thresholds on; give the data some")
+            raise UsageError(NO_VALIDATION)
         return [(name, loader) if loader is not None else None for name, loader in loaders.items()]
 
     def _predict(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str, loader: Any) -> Answers:

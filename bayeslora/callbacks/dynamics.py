@@ -101,7 +101,7 @@ class Dynamics(L.Callback):
         if found and not self.overwrite:
             raise UsageError(
                 f"{found[0].parent} already holds the dynamics of a training; continue it from its checkpoint, give "
-                "Dynamics another directory, or overwrite: true"
+                "Dynamics another directory, or overwrite=True"
             )
         if trainer.is_global_zero:
             _remove(found)
@@ -141,15 +141,15 @@ class Dynamics(L.Callback):
 
     def _predict(self, trainer: L.Trainer, pl_module: L.LightningModule, file: Path) -> None:
         names = list(self._loaders)
-        writer = Predictions(logits_fn=self.logits_fn, label_fn=self.label_fn, id_fn=self.id_fn, datasets=names)
-        writer.file = file
+        writer = Predictions(logits_fn=self.logits_fn, label_fn=self.label_fn, id_fn=self.id_fn)
+        writer.file, writer.names = file, names
         path = prediction_path(pl_module, self.logits_fn)
         with _aside(pl_module), trainer.precision_plugin.val_step_context():
             for place, loader in enumerate(self._loaders.values()):
                 for index, batch in enumerate(loader):
                     batch = move_data_to_device(batch, pl_module.device)
                     writer.on_test_batch_end(trainer, pl_module, path(batch), batch, index, place)
-        writer.on_test_epoch_end(trainer, pl_module)
+        writer.write(trainer, pl_module)
 
 
 def evaluation_loaders(trainer: L.Trainer) -> Loaders:

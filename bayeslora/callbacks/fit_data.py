@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from bayeslora.errors import UsageError
+
 _seen: WeakKeyDictionary[L.Trainer, dict[str, Any]] = WeakKeyDictionary()
 
 
@@ -16,8 +18,9 @@ class RemembersFit(L.Callback):
     """Remembers the loaders that ``fit`` is given, which a trainer forgets; the base of callbacks that need them."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember what is trained on."""
-        _seen.setdefault(trainer, {})["train_dataloader"] = trainer.train_dataloader
+        """Remember what is trained and validated on."""
+        seen = _seen.setdefault(trainer, {})
+        seen["train_dataloader"], seen["val_dataloader"] = trainer.train_dataloader, trainer.val_dataloaders
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember what is validated on."""
@@ -67,6 +70,24 @@ def validation_batches(trainer: L.Trainer, pl_module: L.LightningModule, given: 
         given: Batches to use instead of those the run has; None takes the run's.
     """
     return _found(given, trainer, pl_module, "val_dataloader")
+
+
+def require_validation(
+    trainer: L.Trainer, pl_module: L.LightningModule, why: str, given: Iterable[Any] | None = None
+) -> None:
+    """Refuse to train where a callback will find no validation questions afterwards.
+
+    Args:
+        trainer: The trainer of the run.
+        pl_module: The module that the trainer runs.
+        why: The message.
+        given: As for :func:`validation_batches`.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if validation_batches(trainer, pl_module, given) is None:
+        raise UsageError(why)
 
 
 def _found(given: Any, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> Any:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Iterable, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
-from bayeslora.callbacks.fit_data import RemembersFit, training_batches, validation_batches
+from bayeslora.callbacks.attached import LabelFn
+from bayeslora.callbacks.fit_data import RemembersFit, require_validation, training_batches, validation_batches
 from bayeslora.callbacks.fit_key import depends_on, fit_key
-from bayeslora.callbacks.laplace_network import initial_weights, is_stack, member_network, network_of
+from bayeslora.callbacks.laplace_network import check_module, initial_weights, is_stack, member_network, network_of
 from bayeslora.callbacks.laplace_prediction import LaplacePrediction
 from bayeslora.callbacks.posterior import PosteriorCallback, usable_members, weight_sets
 from bayeslora.curvature.fit import FORMAT, STRUCTURES, Task, check_space, check_structure, rows_bytes
@@ -110,7 +110,7 @@ class Laplace(PosteriorCallback, RemembersFit):
         directory: str | Path | None = None,
         seed: int | None = None,
         logits_fn: LogitsFn | None = None,
-        label_fn: Callable[[Any], Tensor] | None = None,
+        label_fn: LabelFn | None = None,
         train_batches: Iterable[Any] | None = None,
         val_batches: Iterable[Any] | None = None,
         sites: str | None = None,
@@ -169,13 +169,26 @@ class Laplace(PosteriorCallback, RemembersFit):
         """Refuse several processes and strategies that shard weights, before anything is trained.
 
         Raises:
-            UsageError: more than one process.
+            UsageError: more than one process, or another posterior callback.
         """
+        super().setup(trainer, pl_module, stage)
         if trainer.world_size > 1:
             raise UsageError(
                 f"Laplace fits in one process, there are {trainer.world_size}; train without it, then run bayeslora "
                 "laplace on one device"
             )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Before the first step, look whether there will be a curvature to fit to the module, and a prior to choose.
+
+        Raises:
+            UsageError: layers or a structure that are not for modules of another kind, or no validation questions.
+        """
+        super().on_train_start(trainer, pl_module)
+        check_module(pl_module, self.structure, self.logits_fn, self.label_fn)
+        if self._needs_validation:
+            given = self.val_batches if self.train_batches is None else (self.val_batches or ())
+            require_validation(trainer, pl_module, NO_VALIDATION, given)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fit around the weights that training ended with, while they are on their device.
@@ -255,8 +268,7 @@ class Laplace(PosteriorCallback, RemembersFit):
     def _task(self, trainer: L.Trainer, pl_module: L.LightningModule, place: int | None) -> Task:
         network = network_of(pl_module, self.logits_fn, self.label_fn)
         train, validation = self._batches(trainer, pl_module)
-        needs_validation = "validation" in (self.prior.precision, self.prior.scale, self.prior.temperature)
-        if needs_validation and validation is None:
+        if self._needs_validation and validation is None:
             raise UsageError(NO_VALIDATION)
         options = [self.structure, str(self.dtype), self.prune, self.max_jacobian_bytes, FORMAT]
         key = fit_key(network.parameters, options, depends_on(trainer, pl_module, (train, validation)))
@@ -273,6 +285,10 @@ class Laplace(PosteriorCallback, RemembersFit):
             max_bytes=self.max_jacobian_bytes,
             watch=partial(_progress, trainer),
         )
+
+    @property
+    def _needs_validation(self) -> bool:
+        return "validation" in (self.prior.precision, self.prior.scale, self.prior.temperature)
 
     def _batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[Iterable[Any], Iterable[Any] | None]:
         """Training and validation batches: those given, the DataModule's, or those that ``fit`` was given."""

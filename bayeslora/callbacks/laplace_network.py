@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -12,22 +11,22 @@ import torch
 from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
 
+from bayeslora.callbacks.attached import LabelFn, labels_of
 from bayeslora.callbacks.posterior import trainable_of, weight_sets
+from bayeslora.curvature.fit import check_structure_of
 from bayeslora.curvature.jacobian import contrast_jacobian
-from bayeslora.curvature.linear_jacobian import linear_jacobian
+from bayeslora.curvature.linear_jacobian import check_linear, linear_jacobian
 from bayeslora.curvature.rows import Network
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
-from bayeslora.lightning_modules.prediction_path import LogitsFn
+from bayeslora.lightning_modules.prediction_path import LogitsFn, checked_logits
 from bayeslora.models.loading import initialise
 from bayeslora.models.members import as_member
 from bayeslora.types import AnswerBatch
 
 
-def network_of(
-    pl_module: L.LightningModule, logits_fn: LogitsFn | None, label_fn: Callable[[Any], Tensor] | None
-) -> Network:
+def network_of(pl_module: L.LightningModule, logits_fn: LogitsFn | None, label_fn: LabelFn | None) -> Network:
     """What a curvature needs of a module.
 
     Args:
@@ -52,12 +51,33 @@ def network_of(
         raise UsageError(f"{type(pl_module).__name__} has no answer_logits; give Laplace logits_fn and label_fn")
 
     def logits(batch: Any) -> Tensor:
-        return logits_fn(pl_module, batch)
+        return checked_logits(pl_module, logits_fn, batch)
 
     def foreign(batch: Any, names: Any, dtype: Any, directions: Any) -> Any:
         return linear_jacobian(pl_module, logits, batch, names, dtype, directions)
 
-    return Network(parameters, logits, foreign, label_fn or (lambda batch: batch.label), move)
+    return Network(parameters, logits, foreign, label_fn or labels_of, move)
+
+
+def check_module(
+    pl_module: L.LightningModule, structure: str, logits_fn: LogitsFn | None, label_fn: LabelFn | None
+) -> None:
+    """Refuse a module whose curvature will not be known; it may be asked before anything is trained.
+
+    Args:
+        pl_module: The module that the trainer runs.
+        structure: Laplace's.
+        logits_fn: As for :func:`network_of`.
+        label_fn: Likewise.
+
+    Raises:
+        UsageError: nothing is trainable, no ``logits_fn``, or a structure or layers that are for modules of this
+            package alone.
+    """
+    network = network_of(pl_module, logits_fn, label_fn)
+    if network.model is None:
+        check_structure_of(network, structure)
+        check_linear(pl_module, list(network.parameters))
 
 
 def _moved(batch: Any, device: torch.device) -> Any:

@@ -9,12 +9,22 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from bayeslora.callbacks.attached import Attached
+from bayeslora.callbacks.run_folder import RunFolder
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
-from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict, PredictionPath, prediction_path
+from bayeslora.lightning_modules.prediction_path import (
+    LogitsFn,
+    Predict,
+    PredictionPath,
+    checked_logits,
+    prediction_path,
+)
 from bayeslora.lightning_modules.sample_bank import draw_bank, weight_samples
+from bayeslora.models.foreign_dropout import dropout_draw, dropout_layers
 from bayeslora.models.in_place import restored_weights, write_weights
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.on_device import release
@@ -59,7 +69,7 @@ class WeightPrediction:
         return bank_predictor(pl_module, bank, logits_fn, stream(self.seed, "test") if self.dropout else None)
 
 
-class PosteriorCallback(L.Callback):
+class PosteriorCallback(Attached):
     """Claims a module's prediction path for what ``posterior`` holds.
 
     One bank of S weight samples is drawn when an evaluation starts, from a generator of its own, and serves every
@@ -104,6 +114,20 @@ class PosteriorCallback(L.Callback):
         """What the prediction path and tables call the method."""
         return type(self).__name__
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse two posteriors for one prediction, before either is computed.
+
+        Raises:
+            UsageError: another posterior callback of the trainer wants to predict too.
+        """
+        predicting = [c for c in trainer.callbacks if isinstance(c, PosteriorCallback) and c.predict is not None]  # type: ignore[attr-defined]
+        if self in predicting and len(predicting) > 1:
+            names = " and ".join(type(callback).__name__ for callback in predicting)
+            raise UsageError(
+                f"{names} both want to predict; allowed: one posterior callback a run. Give the others predict=None, "
+                "or test them one after another"
+            )
+
     def seed_of(self, pl_module: L.LightningModule) -> int:
         """The seed of the samples: this callback's, else the module's, else 0."""
         return getattr(pl_module, "seed", 0) if self.seed is None else self.seed
@@ -118,6 +142,15 @@ class PosteriorCallback(L.Callback):
         if posterior is None:
             raise UsageError(f"{self.label} has no posterior to predict with; fit first, or give a checkpoint of a fit")
         return posterior
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say how what was fitted is kept, where no run folder keeps it."""
+        kept = any(isinstance(callback, RunFolder) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if not (kept or trainer.fast_dev_run or self.posterior is None):  # type: ignore[attr-defined]
+            rank_zero_info(
+                f"{type(self).__name__}'s posterior is in memory; to keep it, give the trainer a RunFolder callback "
+                "or call save_posterior(callback.posterior, FOLDER); SavedPosteriors([FOLDER]) predicts with it"
+            )
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the bank of samples and claim the prediction path.
@@ -222,8 +255,9 @@ class SavedPosteriors(PosteriorCallback):
         """Refuse to train: the posteriors are those of finished runs.
 
         Raises:
-            UsageError: the stage is ``fit``.
+            UsageError: the stage is ``fit``, or there is another posterior.
         """
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             raise UsageError("SavedPosteriors predicts with finished runs; allowed: test and predict, without fit")
 
@@ -281,14 +315,15 @@ def bank_predictor(
         noise: Seeds a dropout draw for every sample; None for no dropout.
 
     Raises:
-        UsageError: dropout draws for a module, or for parameters, that are not LoRA sites of this package.
+        UsageError: dropout draws for a module that has no dropout, or for parameters beside LoRA's of a module of this
+            package.
     """
     if isinstance(pl_module, MultipleChoiceModule) and bank.keys() <= _site_parameters(pl_module):
         samples = weight_samples(bank, pl_module.trainable(), noise)
         return lambda batch: pl_module.sampled(batch, samples)
-    if noise is not None:
-        raise UsageError(f"dropout draws need LoRA sites of this package; {type(pl_module).__name__} has others")
-    return _one_by_one(pl_module, bank, logits_fn or _current_logits)
+    if noise is not None and isinstance(pl_module, MultipleChoiceModule):
+        raise UsageError("dropout draws are of LoRA sites alone, but other parameters are sampled too; freeze those")
+    return _one_by_one(pl_module, bank, logits_fn or _current_logits, noise)
 
 
 def _current_logits(pl_module: Any, batch: Any) -> Tensor:
@@ -299,17 +334,21 @@ def _site_parameters(module: MultipleChoiceModule) -> set[str]:
     return {f"{site}.{kind}" for site in module.model.sites for kind in ("weight", "bias")}
 
 
-def _one_by_one(pl_module: L.LightningModule, bank: Mapping[str, Tensor], logits_fn: LogitsFn) -> Predict:
+def _one_by_one(
+    pl_module: L.LightningModule, bank: Mapping[str, Tensor], logits_fn: LogitsFn, noise: int | None = None
+) -> Predict:
     """Copy every sample into the parameters in turn, and the module's own weights back."""
     parameters = trainable_of(pl_module)
     count = len(next(iter(bank.values())))
+    layers = [] if noise is None else dropout_layers(pl_module)
 
     def predict(batch: Any) -> Predictive:
         logits = []
         with restored_weights(parameters):
             for index in range(count):
                 write_weights(parameters, {name: draws[index] for name, draws in bank.items()})
-                logits.append(logits_fn(pl_module, batch).float())
+                with dropout_draw(layers, stream(noise or 0, index), pl_module.device):
+                    logits.append(checked_logits(pl_module, logits_fn, batch).float())
         return Predictive.from_logits(torch.stack(logits))
 
     return predict

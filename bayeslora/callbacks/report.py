@@ -15,7 +15,7 @@ from bayeslora.callbacks.logged_figures import send_figures
 from bayeslora.callbacks.predictions import Predictions
 from bayeslora.errors import UsageError
 from bayeslora.files import PREDICTION_FILE, write_json
-from bayeslora.metrics.evaluate import ERRORS, FLOOR_BINS, INTERVALS
+from bayeslora.metrics.evaluate import ERRORS, FLOOR_BINS, INTERVALS, TEMPERATURE
 from bayeslora.results.measured import measure, rule_beside
 from bayeslora.results.terminal import column_groups
 
@@ -106,8 +106,9 @@ class Report(L.Callback):
         if not trainer.is_global_zero:
             return
         self.reported = report(files[0].parent, self.plots)
+        numbers = {name: n for name, n in flat(self.reported.metrics).items() if name not in trainer.logged_metrics}
         for logger in trainer.loggers:
-            logger.log_metrics(flat(self.reported.metrics), step=trainer.global_step)
+            logger.log_metrics(numbers, step=trainer.global_step)
             send_figures(logger, self.reported.plots, trainer.global_step)
 
 
@@ -126,6 +127,8 @@ def report(directory: Path, plots: bool = True, console: Console | None = None) 
 
     found = read_predictions(directory / PREDICTION_FILE)
     metrics = measure(found.datasets, found.method, found.seed, rule_beside(directory))
+    if found.temperature is not None:
+        metrics["temperature"] = found.temperature
     write_json(directory / "metrics.json", metrics)
     console = console or Console()
     for table in tables(metrics, console.width):
@@ -160,7 +163,8 @@ def tables(metrics: dict[str, Any], width: int) -> list[Table]:
 def _table(metrics: dict[str, Any], names: Sequence[str]) -> Table:
     members = "" if metrics["n_members"] in (None, 1) else f", {metrics['n_members']} members"
     seed = "" if metrics["seed"] is None else f", seed {metrics['seed']}"
-    result = Table(title=f"{metrics['method']}{members}{seed}", title_justify="left")
+    temperature = f", temperature {metrics['temperature']:.3g}" if "temperature" in metrics else ""
+    result = Table(title=f"{metrics['method']}{members}{temperature}{seed}", title_justify="left")
     result.add_column("", no_wrap=True)
     for name in names:
         result.add_column(name, justify="right")
@@ -228,11 +232,15 @@ def _shifts(metrics: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def flat(metrics: dict[str, Any]) -> dict[str, float]:
-    """The numbers of ``metrics.json`` under one name each: ``test/<dataset>/<metric>`` and ``ood/<dataset>/...``."""
+    """The numbers of ``metrics.json`` under one name each: ``test/<dataset>/<metric>`` and ``ood/<dataset>/...``.
+
+    A fitted temperature is ``test/temperature``.
+    """
     groups = {f"test/{name}": values for name, values in metrics["datasets"].items()}
     for name, by_score in metrics["ood"].items():
         groups |= {f"ood/{name}/{score}": values for score, values in by_score.items()}
-    return {
+    fitted = {TEMPERATURE: metrics["temperature"]} if "temperature" in metrics else {}
+    return fitted | {
         f"{group}/{key}": value
         for group, values in groups.items()
         for key, value in values.items()

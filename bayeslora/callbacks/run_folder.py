@@ -40,9 +40,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class RunFolder(L.Callback):
     """Writes ``run.json`` and, when fit ends, ``posterior/``, whose mean is an adapter in plain peft format.
 
+    Of a module of another package ``posterior/`` is what a callback has fitted, with the module's own names.
+
     ``run.json`` holds the schema, package versions, commit, seed, base fingerprint and revision, data fingerprint,
     label budget, what noise is drawn by, hardware, number of trainable parameters, seconds spent in fit and in test,
     and peak memory.
+
+    Example:
+        >>> import lightning as L
+        >>> from bayeslora import RunFolder, SWAG
+        >>> trainer = L.Trainer(callbacks=[SWAG(), RunFolder()], logger=False, accelerator="cpu")
     """
 
     def __init__(self) -> None:
@@ -65,15 +72,12 @@ class RunFolder(L.Callback):
         if not self._trained:
             rank_zero_warn(
                 f"nothing was left to train: the run has had its {trainer.max_epochs} epochs or {trainer.max_steps} "
-                "steps; raise --trainer.max_epochs (or max_steps) to train on"
+                "steps; raise max_epochs or max_steps (--trainer.max_epochs) to train on"
             )
         spent = _run_record(trainer).get("train_seconds", 0.0) + time.monotonic() - self._started
         self._note(trainer, {"train_seconds": round(spent, 3), "peak_bytes": _peak_bytes(trainer)})
-        if isinstance(pl_module, MultipleChoiceModule) and trainer.is_global_zero:
-            folder, model = Path(trainer.default_root_dir) / "posterior", pl_module.model
-            found = (getattr(callback, "posterior", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-            posterior = next(filter(None, found), None) or pl_module.posterior()
-            save_posterior(posterior, folder, model.adapter_config, model.base_fingerprint)
+        if trainer.is_global_zero:
+            _save(trainer, pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; note the run where nothing was trained in this folder."""
@@ -99,6 +103,18 @@ class RunFolder(L.Callback):
     def _note(self, trainer: L.Trainer, values: dict[str, Any]) -> None:
         if trainer.is_global_zero:
             write_json(_record_file(trainer), {"schema": SCHEMA, **_run_record(trainer), **values})
+
+
+def _save(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    """The posterior that a callback holds, or that of a module of this package."""
+    folder = Path(trainer.default_root_dir) / "posterior"
+    found = (getattr(callback, "posterior", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    posterior = next(filter(None, found), None)
+    if isinstance(pl_module, MultipleChoiceModule):
+        model = pl_module.model
+        save_posterior(posterior or pl_module.posterior(), folder, model.adapter_config, model.base_fingerprint)
+    elif posterior is not None:
+        save_posterior(posterior, folder)
 
 
 def refuse_second_fit(root: Path, resuming: bool, overwrite: bool) -> None:

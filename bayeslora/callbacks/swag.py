@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from bayeslora.callbacks.attached import LabelFn, labels_of
 from bayeslora.callbacks.posterior import (
     PosteriorCallback,
     active_members,
@@ -101,7 +101,7 @@ class SWAG(PosteriorCallback):
         device: str = "cpu",
         seed: int | None = None,
         logits_fn: LogitsFn | None = None,
-        label_fn: Callable[[Any], Tensor] | None = None,
+        label_fn: LabelFn | None = None,
     ) -> None:
         require_choice("SWAG's preset", preset, PRESETS)
         require_choice("SWAG's mode", mode, (*MODES, CHECKPOINTS))
@@ -178,8 +178,9 @@ class SWAG(PosteriorCallback):
         """Refuse strategies that shard weights; forget the snapshots of an earlier training.
 
         Raises:
-            UsageError: FSDP, DeepSpeed or model parallelism.
+            UsageError: FSDP, DeepSpeed or model parallelism, or another posterior callback.
         """
+        super().setup(trainer, pl_module, stage)
         refuse_shards(trainer, "SWAG")
         if stage == "fit" and trainer.global_step == 0:
             self.members, self._usable, self._went_back, self._first_before = [], (), False, None
@@ -249,6 +250,7 @@ class SWAG(PosteriorCallback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Go back to the best weights before the first step that is collected from, where asked for."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if not self.start_from_best or self._went_back:
             return
         if (trainer.current_epoch if self.unit == "epoch" else trainer.global_step + 1) >= self._first:
@@ -303,6 +305,15 @@ class SWAG(PosteriorCallback):
                 "start, or let the run go on"
             )
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Claim the prediction path; a trial that had no time for snapshots is tested with the weights as they are."""
+        if trainer.fast_dev_run and self.predict is not None and self.posterior is None:  # type: ignore[attr-defined]
+            rank_zero_warn("SWAG has too few snapshots in this trial (fast_dev_run): the last weights are tested")
+            return
+        super().on_test_start(trainer, pl_module)
+
+    on_predict_start = on_test_start
+
     # --- validation of the mean ----------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -329,7 +340,7 @@ class SWAG(PosteriorCallback):
             return
         with trainer.precision_plugin.forward_context():  # hooks run outside of it, steps inside
             predictive = self._validate_mean(batch)
-        label = batch.label if self.label_fn is None else self.label_fn(batch)
+        label = (self.label_fn or labels_of)(batch)
         accuracy = (predictive.probs.argmax(-1) == label).float().mean()
         for name, value in (("nll", predictive.nll(label).float().mean()), ("accuracy", accuracy)):
             pl_module.log(f"val_swa/{name}", value, batch_size=len(label), sync_dist=True)

@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
 from torch import Tensor
 
-from bayeslora.callbacks.fit_data import RemembersFit, validation_batches
+from bayeslora.callbacks.attached import Attached, LabelFn, labels_of
+from bayeslora.callbacks.fit_data import RemembersFit, require_validation, validation_batches
 from bayeslora.callbacks.fit_key import tensors_digest
 from bayeslora.errors import UsageError
 from bayeslora.files import read_record, write_record
@@ -19,10 +20,14 @@ from bayeslora.lightning_modules.prediction_path import LogitsFn, PredictionPath
 from bayeslora.types import Predictive
 
 OWNER = "Temperature"
+NO_VALIDATION = (
+    "Temperature has no validation questions to fit on; give it val_batches, or the data some (or attach it to the "
+    "trainer that tests only, with data that have some)"
+)
 LOWEST, HIGHEST = 0.05, 20.0
 
 
-class Temperature(RemembersFit):
+class Temperature(RemembersFit, Attached):
     r"""Divides every member's logits by one temperature T (Guo et al., 2017, arXiv:1706.04599).
 
     T minimises the negative log-likelihood of the validation questions under the averaged probabilities,
@@ -46,12 +51,22 @@ class Temperature(RemembersFit):
         self,
         max_iter: int = 100,
         logits_fn: LogitsFn | None = None,
-        label_fn: Any = None,
+        label_fn: LabelFn | None = None,
         val_batches: Iterable[Any] | None = None,
     ) -> None:
         self.max_iter, self.logits_fn, self.val_batches = max_iter, logits_fn, val_batches
-        self.label_fn = label_fn or (lambda batch: batch.label)
+        self.label_fn = label_fn
         self.temperature: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Before the first step, look for what the test will need.
+
+        Raises:
+            UsageError: a module of another kind without ``logits_fn``, or no validation questions.
+        """
+        super().on_train_start(trainer, pl_module)
+        prediction_path(pl_module, self.logits_fn)
+        require_validation(trainer, pl_module, NO_VALIDATION, self.val_batches)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take a place on the prediction path; the fit waits until every posterior has taken its own."""
@@ -98,13 +113,14 @@ class Temperature(RemembersFit):
     ) -> tuple[list[Predictive], list[Tensor]]:
         """Predictions and labels of the validation questions of all ranks, on every rank."""
         found: list[tuple[Predictive, Tensor]] = []
+        label_of = self.label_fn or labels_of
         with torch.no_grad(), trainer.precision_plugin.forward_context():  # as the test itself is predicted
             for batch in validation_batches(trainer, pl_module, self.val_batches) or ():
                 batch = move_data_to_device(batch, pl_module.device)
-                found.append((path.untransformed(batch).to("cpu"), self.label_fn(batch).cpu()))
+                found.append((path.untransformed(batch).to("cpu"), label_of(batch).cpu()))
         found = _of_all_ranks(found)
         if not found:
-            raise UsageError("Temperature has no validation questions to fit on; give it val_batches, or the data some")
+            raise UsageError(NO_VALIDATION)
         predictives, labels = map(list, zip(*found, strict=True))
         return predictives, labels
 

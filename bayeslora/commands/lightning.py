@@ -200,7 +200,11 @@ class CommandLine(LightningCLI):
         # The one place where Lightning lets a stage's own arguments be changed after the classes are made; a checkpoint
         # named `last` is resolved in the run folder by then.
         kwargs = {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self._checkpoint}
-        return kwargs | {"return_predictions": False} if subcommand == "predict" else kwargs  # the file holds them
+        own: dict[str, Any] = {
+            "predict": {"return_predictions": False},  # the file holds them
+            "test": {"verbose": False},  # the report's table says it all
+        }
+        return kwargs | own.get(subcommand, {})
 
 
 def run_folder(trainer: Any) -> Path:

@@ -277,9 +277,9 @@ def fit_blocks(task: Task, structure: str) -> Fit:
     Raises:
         UsageError: a module that is not of this package.
     """
+    check_structure_of(task.network, structure)
     model, names = task.network.model, list(task.network.parameters)
-    if model is None:
-        raise UsageError(f"structure {structure} needs a module of this package; allowed for others: full")
+    assert model is not None
     train, validation = task.shards("train"), None if task.validation is None else task.shards("validation")
     shapes = {name: tuple(parameter.shape) for name, parameter in task.network.parameters.items()}
     with task.stage("collect"):
@@ -338,6 +338,20 @@ def check_structure(structure: str) -> None:
         UsageError: naming those that are.
     """
     require_choice("Laplace's structure", structure, STRUCTURES)
+
+
+def check_structure_of(network: Network, structure: str) -> None:
+    """Refuse a structure that a network's curvature cannot have.
+
+    Args:
+        network: The network.
+        structure: Its name; ``auto`` is allowed everywhere.
+
+    Raises:
+        UsageError: a structure of blocks for a module of another kind.
+    """
+    if network.model is None and structure in BLOCK_STRUCTURES:
+        raise UsageError(f"structure {structure} needs a module of this package; allowed for others: full")
 
 
 def check_space(task: Task, needed: int) -> None:

@@ -8,11 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from bayeslora.curvature.jacobian import Directions
 from bayeslora.errors import UsageError
 
 Uses = list[tuple[str, Tensor, Tensor]]  # a layer's path, its input, its output
+_SHOWN = 4  # parameters that a refusal names
+_PRODUCTS: dict[type[nn.Module], str] = {
+    nn.Linear: "bto,bti->boi",
+    Conv1D: "bto,bti->bio",
+}  # of gradient and input; the weight of GPT-2's Conv1D is transposed
 
 
 def linear_jacobian(
@@ -29,7 +35,7 @@ def linear_jacobian(
         module: Any module; every linear layer whose weights are wanted keeps questions apart in its first dimension.
         logits_fn: Batch to logits ``[B, C]``.
         batch: Whatever ``logits_fn`` takes.
-        names: Weights and biases of ``nn.Linear`` layers, as ``named_parameters`` has them.
+        names: Weights and biases of ``nn.Linear`` layers (or GPT-2's ``Conv1D``), as ``named_parameters`` has them.
         dtype: Of the Jacobian.
         directions: As there.
 
@@ -53,29 +59,50 @@ def linear_jacobian(
                 contrasts[:, index].sum(), outputs, retain_graph=True, materialize_grads=True
             )
             for (path, inner, _), gradient in zip(uses, gradients, strict=True):
-                _add(jacobian, index, path, inner, gradient)
+                product = _product(module.get_submodule(path))
+                assert product is not None  # the names were checked
+                _add(jacobian, index, path, (inner, gradient), product)
     return logits.detach(), jacobian
 
 
 @torch.no_grad()
-def _add(jacobian: dict[str, Tensor], index: int, path: str, inner: Tensor, gradient: Tensor) -> None:
+def _add(jacobian: dict[str, Tensor], index: int, path: str, pair: tuple[Tensor, Tensor], product: str) -> None:
+    inner, gradient = pair
     wide = torch.promote_types(gradient.dtype, torch.float32)
     outer, inner = (t.to(wide).reshape(len(t), -1, t.shape[-1]) for t in (gradient, inner))
-    for kind, value in (("weight", lambda: torch.einsum("bto,bti->boi", outer, inner)), ("bias", lambda: outer.sum(1))):
+    for kind, value in (("weight", lambda: torch.einsum(product, outer, inner)), ("bias", lambda: outer.sum(1))):
         if (own := jacobian.get(f"{path}.{kind}".lstrip("."))) is not None:
             own[:, index] += value().to(own.dtype)
 
 
+def check_linear(module: nn.Module, names: Sequence[str]) -> None:
+    """Refuse parameters by which no Jacobian is known, before it is asked for.
+
+    Args:
+        module: Any module.
+        names: Its parameters, as ``named_parameters`` has them.
+
+    Raises:
+        UsageError: naming those that are no linear layer's, and how to freeze them.
+    """
+    layers = {name: module.get_submodule(name.rpartition(".")[0]) for name in names}
+    others = {name: type(layer).__name__ for name, layer in layers.items() if _product(layer) is None}
+    if others:
+        shown = ", ".join(f"{name} ({kind})" for name, kind in list(others.items())[:_SHOWN])
+        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        raise UsageError(
+            f"a Jacobian is known by the weights and biases of nn.Linear and Conv1D, not by {shown}{more}; freeze them "
+            f"before training: module.get_parameter({next(iter(others))!r}).requires_grad_(False)"
+        )
+
+
+def _product(layer: nn.Module) -> str | None:
+    return next((product for kind, product in _PRODUCTS.items() if isinstance(layer, kind)), None)
+
+
 def _paths(module: nn.Module, names: Sequence[str]) -> list[str]:
-    paths = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
-    for name in names:
-        layer = module.get_submodule(name.rpartition(".")[0])
-        if not isinstance(layer, nn.Linear):
-            raise UsageError(
-                f"a Jacobian was asked for by {name} of a {type(layer).__name__}; allowed: weights and biases of "
-                "nn.Linear. Freeze the others"
-            )
-    return paths
+    check_linear(module, names)
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
 
 @contextmanager

@@ -48,5 +48,5 @@ class BareBase(MultipleChoiceModule):
         """
         raise UsageError(
             "a posterior predicts with adapters, the bare base has none; give a run's checkpoint, or "
-            "--model.backbone.adapter DIR (any of the posteriors)"
+            "an adapter as backbone.adapter, --model.backbone.adapter DIR (any of the posteriors)"
         )

@@ -176,8 +176,8 @@ class LoRAEnsemble(MultipleChoiceModule):
         if self._trainer is not None and self.trainer.world_size > 1:
             raise UsageError(
                 f"{self.trainer.world_size} processes would average the gradients of members that must stay apart; "
-                "give --trainer.devices 1, and start `bayeslora ensemble` once for each device: the processes share "
-                "the members of one run folder among them"
+                "give the trainer devices=1 (--trainer.devices 1), and start `bayeslora ensemble` once for each "
+                "device: the processes share the members of one run folder among them"
             )
         super().configure_model()
         self.stack()

@@ -107,6 +107,27 @@ def prediction_path(module: L.LightningModule, logits_fn: LogitsFn | None = None
     return _foreign[module]
 
 
+def checked_logits(module: L.LightningModule, logits_fn: LogitsFn, batch: Any) -> Tensor:
+    """What ``logits_fn`` gives, where it is logits ``[B, C]`` of C classes.
+
+    Args:
+        module: The module.
+        logits_fn: ``(module, batch)`` to logits.
+        batch: The batch.
+
+    Raises:
+        UsageError: anything else: a module with one output (a regression), say.
+    """
+    logits = logits_fn(module, batch)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
+        given = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise UsageError(
+            f"logits_fn gave {given} for {type(module).__name__}; allowed: logits [B, C] of C >= 2 classes (a score of "
+            "one output is two logits: torch.stack([zeros, score], -1))"
+        )
+    return logits
+
+
 def owners(module: L.LightningModule) -> list[str]:
     """Who is on a module's path; nobody where it has none yet."""
     path = getattr(module, "prediction", None) or _foreign.get(module)
@@ -123,4 +144,4 @@ class _ForeignPredict:
         module = self._module()
         if module is None:
             raise RuntimeError("the module whose prediction was asked for is gone")
-        return Predictive.from_logits(self._logits_fn(module, batch)[None])
+        return Predictive.from_logits(checked_logits(module, self._logits_fn, batch)[None])

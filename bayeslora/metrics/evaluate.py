@@ -21,6 +21,7 @@ FLOOR_BINS = 15
 COVERAGES = (0.5, 0.8, 0.9)
 ERRORS = (0.02, 0.05, 0.1)
 INTERVALS = "interval_95"
+TEMPERATURE = "test/temperature"  # what loggers and ``trainer.test`` call a fitted temperature
 
 
 def uncertainty_scores(answers: Answers) -> dict[str, Tensor]:

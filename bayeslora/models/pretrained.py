@@ -25,8 +25,8 @@ def cannot_load(what: str, name: str, error: Exception) -> UsageError:
     """
     if (Path(name) / ADAPTER_CONFIG).exists() and not (Path(name) / "config.json").exists():
         return UsageError(
-            f"{name} is a peft adapter, not a {what}; give --model.backbone.adapter {name}, and "
-            "--model.backbone.pretrained the base it was trained on"
+            f"{name} is a peft adapter, not a {what}; give it as backbone.adapter "
+            f"(--model.backbone.adapter {name}), and as backbone.pretrained the base it was trained on"
         )
     if Path(name).exists():
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

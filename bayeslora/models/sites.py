@@ -271,5 +271,5 @@ def _refuse_variants(network: nn.Module) -> None:
             kinds = ", ".join(sorted(variants))
             raise UsageError(
                 f"{path} uses {kinds}; allowed: plain LoRA on linear layers. Name them, for example "
-                "--model.lora.target_modules [q_proj, v_proj], or train a plain LoRA adapter"
+                "target_modules (--model.lora.target_modules [q_proj, v_proj]), or train a plain LoRA adapter"
             )

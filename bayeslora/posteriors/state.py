@@ -36,7 +36,7 @@ _ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _TENSORS, _RECORD = "posterior.safetensors", "posterior.json"
 _CHECKED = (_ADAPTER, _CONFIG, _TENSORS)
 _MEAN = "mean/"
-_REMEDY = "restore the folder from a copy, or fit or test the run again with --overwrite"
+_REMEDY = "restore the folder from a copy, or fit or test the run again"
 
 
 def state_of(kind: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ class AnswerWriter:
             return
         check_ending(self.path)
         if self.path.exists() and not overwrite:
-            raise UsageError(f"{self.path} exists; give another file, or --overwrite to replace it")
+            raise UsageError(f"{self.path} exists; give another file, or overwrite=True (--overwrite)")
         if overwrite:
             self.partial.unlink(missing_ok=True)
 

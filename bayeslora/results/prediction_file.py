@@ -5,7 +5,8 @@ One row a question: ``example_id`` (the source's name), ``dataset``, ``label``, 
 they are known, ``member_logits [S][C]`` and ``logsumexp [S]`` where they were kept, and ``key``, a number made of the
 question's content (files of version 0.1.0 have none). C is each question's own number of options, S the number of
 members.
-The metadata of the file holds the schema number, the method, the seed, and how many questions each dataset has.
+The metadata of the file holds the schema number, the method, the seed, a fitted temperature, and how many questions
+each dataset has.
 """
 
 from __future__ import annotations
@@ -61,11 +62,13 @@ class PredictionFile:
         datasets: Name to answers, the in-distribution test set first.
         method: Name of the method.
         seed: Seed of the run.
+        temperature: What logits were divided by, where it was fitted.
     """
 
     datasets: Mapping[str, Answers]
     method: str
     seed: int | None = None
+    temperature: float | None = None
 
 
 def write_predictions(predictions: PredictionFile, path: Path) -> None:
@@ -80,6 +83,7 @@ def write_predictions(predictions: PredictionFile, path: Path) -> None:
         "schema": CONTRACT_VERSION,
         "method": predictions.method,
         "seed": predictions.seed,
+        "temperature": predictions.temperature,
         "examples": {name: len(answers) for name, answers in predictions.datasets.items()},
     }
     with replacing(path) as temporary:
@@ -109,7 +113,7 @@ def read_predictions(path: Path) -> PredictionFile:
         _check_values(datasets[name], where)
     if sum(header["examples"].values()) != len(table):
         raise UsageError(f"{path}: datasets other than {', '.join(datasets)} have been added")
-    return PredictionFile(datasets, header["method"], header["seed"])
+    return PredictionFile(datasets, header["method"], header["seed"], header.get("temperature"))
 
 
 def _table(name: str, answers: Answers) -> pa.Table:

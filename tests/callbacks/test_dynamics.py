@@ -128,7 +128,7 @@ def test_every_and_the_sets_asked_for(source: Path, tmp_path: Path, every: Any, 
 def test_a_second_training_is_not_mixed_with_the_first(source: Path, tmp_path: Path) -> None:
     fit(source, tmp_path, 2, Dynamics())
     before = contents(tmp_path / "dynamics")
-    with pytest.raises(UsageError, match=r"already holds the dynamics of a training; .*overwrite: true"):
+    with pytest.raises(UsageError, match=r"already holds the dynamics of a training; .*overwrite=True"):
         fit(source, tmp_path, 1, Dynamics())
     assert contents(tmp_path / "dynamics") == before
     fit(source, tmp_path, 1, Dynamics(overwrite=True))

@@ -93,7 +93,7 @@ def test_predict_writes_a_folder_of_its_own(tmp_path: Path) -> None:
 def test_results_are_not_overwritten_unless_asked(tmp_path: Path) -> None:
     trainer(tmp_path, Predictions()).test(Module(), Data())
     before = (tmp_path / "test" / "predictions.parquet").read_bytes()
-    with pytest.raises(UsageError, match=r"test already holds results; .* --overwrite"):
+    with pytest.raises(UsageError, match=r"test already holds results; .* overwrite=True"):
         trainer(tmp_path, Predictions()).test(Module(bad_row=0), Data())
     assert (tmp_path / "test" / "predictions.parquet").read_bytes() == before
     (tmp_path / "test" / "metrics.json").write_text("of other predictions")
@@ -188,9 +188,11 @@ def test_two_processes_need_to_be_told_the_rows() -> None:
     pair = SimpleNamespace(world_size=2, global_rank=1)
     data, module = foreign_data(), Foreign()
     callback = Predictions(logits_fn=foreign_logits)
+    callback.names = ["test"]
     with pytest.raises(UsageError, match="2 processes share the questions; give Predictions an id_fn"):
         callback.on_test_batch_end(pair, module, None, data[:4], 0)
     callback = Predictions(logits_fn=foreign_logits, id_fn=lambda batch: batch[2])
+    callback.names = ["test"]
     callback.on_test_batch_end(pair, module, None, data[6:], 0)
     assert callback._collected._batches[0].rows.tolist() == [6, 7, 8, 9]
 

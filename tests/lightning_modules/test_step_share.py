@@ -162,5 +162,5 @@ def test_an_ensemble_on_several_processes_is_refused_with_the_remedy(tmp_path: P
     module = LoRAEnsemble(Backbone("embedded"), LoRA(), members=2)
     trainer = L.Trainer(default_root_dir=tmp_path, **{**QUIET, "devices": 2, "strategy": "ddp"})
     module.trainer = trainer
-    with pytest.raises(UsageError, match=r"--trainer.devices 1, and start `bayeslora ensemble` once for each device"):
+    with pytest.raises(UsageError, match=r"--trainer.devices 1\), and start `bayeslora ensemble` once for each device"):
         module.configure_model()

@@ -87,7 +87,7 @@ def test_a_killed_stream_is_continued(tmp_path: Path) -> None:
         assert writer.done == 4
         writer.write(made[writer.done :])
     assert list(read_rows(file)) == made
-    with pytest.raises(UsageError, match=r"answers.jsonl exists; give another file, or --overwrite"):
+    with pytest.raises(UsageError, match=r"answers.jsonl exists; give another file, or overwrite=True"):
         AnswerWriter(file)
     with AnswerWriter(file, overwrite=True) as writer:
         assert writer.done == 0

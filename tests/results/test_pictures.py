@@ -12,7 +12,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -104,6 +104,17 @@ def test_noise_is_not_made_large() -> None:
     assert np.diff(axes.get_xlim()) >= 0.1 - 1e-9
     assert axes.get_ylim()[0] == 0
     assert axes.get_ylim()[1] >= 0.1
+
+
+def test_intervals_stay_where_accuracies_are() -> None:
+    runs = [
+        Run(Path("x"), "mle", seed, {"synthetic": answers(200, noise, seed)}, {}) for seed, noise in ((0, 0.1), (1, 9))
+    ]
+    axes = comparison_plots.accuracy_ece(Comparison(runs, "mle")).axes[0]
+    bars = [line for line in axes.collections if isinstance(line, LineCollection)]
+    reaches = np.concatenate([np.concatenate(line.get_segments()) for line in bars])
+    assert reaches.min() >= 0
+    assert reaches.max() <= 1
 
 
 def test_reliability_of_a_comparison_has_band_and_counts() -> None:

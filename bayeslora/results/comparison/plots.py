@@ -181,7 +181,7 @@ def accuracy_ece(comparison: Comparison) -> Figure:
         eces = [run.numbers[dataset, f"ece_{FLOOR_BINS}"] for run in runs]
         axes.scatter(accuracies, eces, s=10, alpha=0.4, linewidths=0, **mark)
         (x, x_half), (y, y_half) = over_seeds(accuracies), over_seeds(eces)
-        axes.errorbar(x, y, y_half, x_half, markersize=7, linewidth=1, label=method, **mark)
+        axes.errorbar(x, y, _within(y, y_half), _within(x, x_half), markersize=7, linewidth=1, label=method, **mark)
         floor, _ = _over(runs, dataset, f"ece_{FLOOR_BINS}_floor")
         axes.plot(x, floor, color=line["color"], marker="_", markersize=14, linestyle="none")
     axes.plot([], [], color=BLACK, marker="_", markersize=14, linestyle="none", label=_FLOOR)
@@ -190,6 +190,11 @@ def accuracy_ece(comparison: Comparison) -> Figure:
     axes.set_ylim(0, max(_SPAN, axes.get_ylim()[1]))  # matplotlib's own margin keeps marks whole
     legend_below(figure, axes)  # since intervals cross the whole picture
     return figure
+
+
+def _within(value: float, half: float | None) -> list[list[float]] | None:
+    """How far an interval reaches down and up within [0, 1], where accuracies and ECEs are; None without one."""
+    return None if half is None else [[min(half, value)], [min(half, 1 - value)]]
 
 
 def _wide(ends: tuple[float, float]) -> tuple[float, float]:
