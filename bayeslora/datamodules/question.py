@@ -89,7 +89,7 @@ def from_choices(row: Mapping[str, Any], fallback_id: str) -> Question:
         ValueError: what is wrong with the row.
     """
     choices, text = row["choices"], row["question"] if "question" in row else row["question_stem"]
-    id_, context = _id(row, fallback_id), row.get("context", "")
+    id_, context = _id(row, fallback_id), _context(row)
     if isinstance(choices, list):
         answer = next((row[name] for name in ("answer", "label", "answerKey") if name in row), None)
         return Question(id_, text, tuple(choices), _index(answer, LETTERS[: len(choices)]), context)
@@ -121,7 +121,7 @@ def from_options(row: Mapping[str, Any], fallback_id: str) -> Question:
     """
     if not isinstance(row["options"], list):
         raise ValueError(f"options are {row['options']!r}; allowed: a list of texts")
-    id_, context = _id(row, fallback_id), row.get("context", "")
+    id_, context = _id(row, fallback_id), _context(row)
     return Question(id_, row["question"], tuple(row["options"]), _index(row.get("label")), context)
 
 
@@ -160,6 +160,11 @@ def _class(label: Any, classes: Sequence[str]) -> int:
 def _id(row: Mapping[str, Any], fallback_id: str) -> str:
     """The row's own id, unless it is missing or null."""
     return fallback_id if row.get("id") is None else str(row["id"])
+
+
+def _context(row: Mapping[str, Any]) -> Any:
+    """The row's passage, unless it is missing or null."""
+    return "" if row.get("context") is None else row["context"]
 
 
 def _index(value: Any, letters: str = "") -> int:

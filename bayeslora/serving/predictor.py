@@ -203,6 +203,7 @@ class Predictor:
         else:
             row: dict[str, Any] = {"question": given} if isinstance(given, str) else dict(given)
             known = options or self.prompting.options
+            row = {name: value for name, value in row.items() if value is not None}  # a column without a value here
             if has_sentences(row) and self.prompting.pairs:
                 found = _in_one_line(from_sentences, row, self.prompting.options, fallback_id)
             else:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 MOST_QUESTIONS = 64
 LONGEST = 20_000  # characters of a text
@@ -12,10 +12,16 @@ MOST_OPTIONS = 256
 Text = Annotated[str, Field(max_length=LONGEST)]
 
 
-class AskedQuestion(BaseModel):
-    """A question to answer."""
+class Named(BaseModel):
+    """What may stand beside whatever is asked."""
 
     model_config = ConfigDict(extra="forbid")
+
+    id: Annotated[str, Field(max_length=200)] | None = Field(default=None, description="Comes back with the answer.")
+
+
+class AskedQuestion(Named):
+    """A question to answer."""
 
     question: Text = Field(description="What is asked.", examples=["Which is larger?"])
     options: Annotated[list[Text], Field(min_length=2, max_length=MOST_OPTIONS)] | None = Field(
@@ -24,7 +30,33 @@ class AskedQuestion(BaseModel):
         examples=[["a mouse", "a house"]],
     )
     context: Text = Field(default="", description="A passage in front of the question.")
-    id: Annotated[str, Field(max_length=200)] | None = Field(default=None, description="Comes back with the answer.")
+
+
+class AskedSentence(Named):
+    """A sentence to classify, for a run that was trained on sentences; the options are the run's classes."""
+
+    sentence: Text = Field(description="The sentence.", examples=["where is my card"])
+
+
+class AskedSentences(Named):
+    """A pair of sentences to classify, for a run that was trained on pairs; the options are the run's classes."""
+
+    sentence1: Text = Field(description="The first sentence.", examples=["A man plays a guitar."])
+    sentence2: Text = Field(description="The second.", examples=["Somebody makes music."])
+
+
+def shape(asked: Any) -> str:
+    """Which of the three shapes something has, by its fields: what matches none is told what a question lacks."""
+    fields = asked if isinstance(asked, dict) else vars(asked) if isinstance(asked, Named) else ()
+    return next((name for name in ("sentence", "sentence1") if name in fields), "question")
+
+
+Asked = Annotated[
+    Annotated[AskedQuestion, Tag("question")]
+    | Annotated[AskedSentence, Tag("sentence")]
+    | Annotated[AskedSentences, Tag("sentence1")],
+    Discriminator(shape),
+]
 
 
 class Request(BaseModel):
@@ -32,7 +64,7 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    questions: Annotated[list[AskedQuestion], Field(min_length=1, max_length=MOST_QUESTIONS)]
+    questions: Annotated[list[Asked], Field(min_length=1, max_length=MOST_QUESTIONS)]
 
 
 class GivenAnswer(BaseModel):

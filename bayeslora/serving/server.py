@@ -25,11 +25,13 @@ from bayeslora.serving.batcher import Batcher, BusyError
 from bayeslora.serving.schema import Health, Refusal, Request, Response
 
 _HERE = Path(__file__).parent
+_LINE = 500  # characters of a refusal
 _LOOK = 0.25  # seconds between two looks at whether the caller is still there
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
+_SHAPE = 2  # place of the name of a question's shape, which no body has, in ``questions.0.shape.field``
 _OUTCOMES: dict[int | str, dict[str, Any]] = {
     400: {"model": Refusal, "description": "The body is no JSON."},
     200: {"description": "The answers, in the order of the questions."},
@@ -132,15 +134,19 @@ async def _gone(connection: Connection) -> None:
 
 
 def _refusal(status: int, why: str) -> JSONResponse:
+    """A refusal in one line, which does not repeat a long text that was asked."""
+    line = " ".join(why.encode("utf-8", "replace").decode().split())
+    line = line if len(line) <= _LINE else f"{line[:_LINE]} ..."
     headers = _HEADERS | ({"Retry-After": "1"} if status == 503 else {})
-    return JSONResponse({"error": " ".join(why.encode("utf-8", "replace").decode().split())}, status, headers)
+    return JSONResponse({"error": line}, status, headers)
 
 
 async def _invalid(connection: Connection, error: Exception) -> JSONResponse:
     """What is wrong with a body, without repeating it."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    found = [str(part) for part in first["loc"] if part != "body"]
+    where = ".".join(part for place, part in enumerate(found) if place != _SHAPE)
     status = 400 if first["type"] == "json_invalid" else 422
     return _refusal(status, f"{where}: {first['msg']}" if where else str(first["msg"]))
 

@@ -1,7 +1,9 @@
 """``bayeslora predict --run``: a file of questions becomes a file of answers, also after a kill and with bad lines."""
 
 import json
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -121,3 +123,36 @@ def test_streams_and_files_that_are_in_the_way(
         assert message in capfdbinary.readouterr().err
     with pytest.raises(UsageError, match="no file of questions"):
         command.predict(run, tmp_path / "none.jsonl", tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_memory_does_not_grow_with_the_file(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the model needs for a batch, the command holds a few batches and no more."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    echo = SimpleNamespace(
+        kept=SimpleNamespace(batch_size=16),
+        question=lambda row, fallback_id: row,
+        prepare=lambda questions: questions,
+        rows=lambda prepared, rows: [dict(row) for row in rows],
+    )
+    monkeypatch.setattr("bayeslora.serving.predictor.Predictor.from_run", lambda run, device: echo)
+
+    def peak(count: int) -> int:
+        asked, out = (tmp_path / f"{name}-{count}.{ending}" for name in ("asked", "answers"))
+        rows = [{"id": str(place), "question": "x" * 500} for place in range(count)]
+        if ending == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), asked)
+        else:
+            asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        del rows
+        tracemalloc.start()
+        try:
+            assert command.predict("run", asked, out, overwrite=True) == (count, 0)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1000)  # what is imported on the way
+    assert peak(8000) < 1.2 * peak(1000)

@@ -166,6 +166,13 @@ def test_what_is_no_question_is_said_in_one_line(own: tuple[Path, list[dict]]) -
     assert predictor([]) == []
 
 
+def test_a_column_without_a_value_is_a_column_that_is_not_there(own: tuple[Path, list[dict]]) -> None:
+    """As in a parquet file, whose rows all have the same columns."""
+    predictor = Predictor.from_run(own[0])
+    row = {"id": None, "question": "Is 4 even?", "options": None, "choices": None, "context": None, "sentence": None}
+    assert predictor.question(row) == predictor.question("Is 4 even?")
+
+
 def test_a_long_question_says_what_it_lost(own: tuple[Path, list[dict]]) -> None:
     predictor = Predictor.from_run(own[0])
     assert predictor("Is 2 even? " * 500).cut
