@@ -35,6 +35,7 @@ commands:
   benchmark  methods x datasets x seeds as one resumable grid, and its tables: bayeslora benchmark -c GRID
   score      the metrics of a test for answers whose labels are known: bayeslora score answers.jsonl
   serve      answer questions over HTTP: bayeslora serve --run DIR
+  push       upload a run to the Hugging Face hub, with a model card: bayeslora push --run DIR --repo OWNER/NAME
   configs    list the configurations that -c takes by name, or copy them: bayeslora configs [NAME ...]
   dynamics   what an ensemble knew, doubted and forgot, epoch by epoch: bayeslora dynamics RUN
 
@@ -58,6 +59,7 @@ _OWN = {
     "benchmark": "bayeslora.commands.benchmark",
     "score": "bayeslora.commands.score",
     "serve": "bayeslora.commands.serve",
+    "push": "bayeslora.commands.push",
     "configs": "bayeslora.commands.configs",
     "dynamics": "bayeslora.commands.dynamics",
 }

@@ -1,7 +1,9 @@
 """Every shipped configuration is parsed and instantiated, alone or as the overlay it is; nothing is downloaded."""
 
+import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,16 @@ import bayeslora.commands.lightning as lightning_cli
 from bayeslora import BLoBModule, CLoRAModule, IVONModule, ScalaBLModule
 from bayeslora.cli import main
 from bayeslora.commands.resolved import resolve
+from bayeslora.errors import UsageError
 from bayeslora.grid.fields import counting_fields
 from bayeslora.grid.specification import read_grid
 
 ROOT = Path(__file__).parent.parent / "bayeslora" / "configs"
+OWN = {
+    "intents": {"question": "where is my money", "options": ["refund", "billing"], "label": 0},
+    "posts": {"context": "No adverts.", "question": "Buy now!", "options": ["allowed", "forbidden"], "label": 1},
+    "judge": {"question": "Say hello.", "options": ["Hello!", "Go away."], "label": 0},
+}
 BASE, DATA = ROOT / "base" / "embedded.yaml", ROOT / "data" / "synthetic.yaml"
 
 
@@ -52,6 +60,18 @@ def name(files: tuple[str, ...]) -> str:
     return " ".join(str(Path(file).relative_to(ROOT)) for file in files if file not in (str(BASE), str(DATA)))
 
 
+@pytest.fixture
+def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with the files that configurations of one's own questions name, of the lines in their headers."""
+    monkeypatch.chdir(tmp_path)
+    for folder, row in OWN.items():
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for split in ("train", "test"):
+            lines = [json.dumps({**row, "question": f"{row['question']} {split} {i}"}) + "\n" for i in range(10)]
+            (tmp_path / "data" / folder / f"{split}.jsonl").write_text("".join(lines))
+
+
+@pytest.mark.usefixtures("own_files")
 @pytest.mark.parametrize("files", combinations(), ids=name)
 def test_configuration_is_instantiated(files: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
@@ -66,6 +86,26 @@ def test_configuration_is_instantiated(files: tuple[str, ...], tmp_path: Path, m
     assert line.model.seed == line.datamodule.seed == line.config.fit.seed_everything
 
 
+@pytest.mark.usefixtures("own_files")
+@pytest.mark.parametrize("name", sorted((ROOT / "data").glob("own_*.yaml")), ids=lambda file: file.stem)
+def test_ones_own_questions_become_batches(name: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line in its header is a line of the file, and its words are asked for."""
+    text = " ".join(line.lstrip("# ") for line in name.read_text().splitlines() if line.startswith("#"))
+    assert any(json.dumps(row) in text for row in OWN.values())
+    ran = []
+    monkeypatch.setattr(lightning_cli.CommandLine, "_run_subcommand", lambda self, stage: ran.append(self))
+    options = ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
+    assert main(["fit", "-c", str(BASE), "-c", str(name), *options]) == 0
+    data = ran[0].datamodule
+    if name.stem == "own_moderation":  # the embedded vocabulary has no token for its words, and is told the way out
+        with pytest.raises(UsageError, match=r"label 'no' after .*\(end: stop\)"):
+            data.encoded("train")
+        data.protocol = replace(data.protocol, end="stop")
+    data.setup("fit")
+    assert len(data.questions("train")) + len(data.questions("validation")) == 10
+    assert next(iter(data.train_dataloader())).label.tolist() != []
+
+
 def commands() -> list[tuple[str, ...]]:
     """The arguments of every ``bayeslora fit`` and ``test`` that a configuration's header gives."""
     found = []
@@ -76,12 +116,12 @@ def commands() -> list[tuple[str, ...]]:
     return found
 
 
+@pytest.mark.usefixtures("own_files")
 @pytest.mark.parametrize("args", commands(), ids=" ".join)
 def test_commands_in_headers_parse(args: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran, checkpoints = [], []
     monkeypatch.setattr(lightning_cli.CommandLine, "_run_subcommand", lambda self, stage: ran.append(self))
     monkeypatch.setattr(lightning_cli, "resolve", lambda checkpoint, root: checkpoints.append(checkpoint))
-    monkeypatch.chdir(tmp_path)
     assert main([*args, "--trainer.accelerator=cpu", "--trainer.devices=1"]) == 0
     line, root = ran[0], Path(ran[0].trainer.default_root_dir)
     overlays = {Path(arg).stem for arg in args if arg.startswith("method/")}

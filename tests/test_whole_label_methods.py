@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bayeslora import (
     TFB,
     BLoBModule,
     CLoRAModule,
+    IVONModule,
     JSONLDataModule,
     KeepForServing,
     Laplace,
@@ -26,9 +28,12 @@ from bayeslora import (
     Temperature,
 )
 from bayeslora.callbacks.run_folder import RunFolder
+from bayeslora.callbacks.vocabulary import VocabularyUncertainty
 from bayeslora.datamodules.protocols import OwnProtocol
+from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.answer_model import AnswerModel
+from bayeslora.models.loading import Backbone
 from bayeslora.results.prediction_file import read_predictions
 from bayeslora.types import AnswerBatch, AnswerOutput, Samples
 
@@ -39,11 +44,13 @@ BY_WEIGHTS: dict[str, Made] = {
     "temperature": (LoRAModule, lambda: [Temperature()]),
     "swag": (LoRAModule, lambda: [SWAG(start=0, unit="step", samples=3)]),
     "laplace": (LoRAModule, lambda: [Laplace(precision=1.0, dtype="float64")]),
+    "laplace_refit": (LoRAModule, lambda: [Laplace(precision=1.0, dtype="float64", mean="refit")]),
     "laplace_kfac": (LoRAModule, lambda: [Laplace("kfac", precision=1.0, dtype="float64")]),
     "ensemble": (lambda **own: LoRAEnsemble(members=[0, 3], **own), list),
     "multiswag": (lambda **own: LoRAEnsemble(members=2, **own), lambda: [SWAG(start=0, unit="step", samples=2)]),
     "tfb": (LoRAModule, lambda: [TFB(anchors=8, iterations=1)]),
     "scalabl": (ScalaBLModule, list),
+    "ivon": (IVONModule, list),
 }
 BY_NOISE: dict[str, Made] = {
     "mc_dropout": (lambda **own: LoRAModule(samples=3, **own), list),
@@ -166,3 +173,36 @@ def test_a_run_is_asked_again(name: str, tmp_path: Path, questions: str) -> None
     turned = predictor(asked[1].reordered([1, 0, 2])).probs
     closeness = 1e-3 if name.startswith("laplace") else 1e-5  # a Gaussian's nodes turn with the contrasts
     assert (turned[1], turned[0], turned[2]) == pytest.approx(alone[1], abs=closeness)
+
+
+REFUSED: dict[str, tuple[str, Callable[[], L.Callback] | None, dict[str, Any], dict[str, Any]]] = {
+    "vocabulary": ("VocabularyUncertainty needs labels of one token", VocabularyUncertainty, {}, {}),
+    "token_factors": ("kfac_expand needs labels of one token", lambda: Laplace("kfac_expand"), {}, {}),
+    "released_factors": ("release needs labels of one token", lambda: Laplace("release"), {}, {}),
+    "scores": ("divided by tokens are no probabilities", None, {}, {"support": "full_vocab"}),
+    "kind": ("which a gpt2 with attention 'sdpa' is not known to take", None, {"model_type": "gpt2"}, {}),
+    "window": (
+        "tokens, and attention of this model reaches 8",
+        None,
+        {"model_type": "mistral", "sliding_window": 8},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_carry_them_says_so_before_a_model_is_loaded(name: str, tmp_path: Path, questions: str) -> None:
+    message, callback, config, options = REFUSED[name]
+    if config:  # a model of which there is nothing but its configuration
+        (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 50_000}))
+        options = {**options, "backbone": Backbone(str(tmp_path))}
+    module = LoRAModule(**options)
+    protocol = replace(PROTOCOL, normalise="tokens") if name == "scores" else PROTOCOL
+    data = JSONLDataModule(path=questions, protocol=protocol, **({"tokenizer": "embedded"} if config else {}))
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_checkpointing=False,
+        callbacks=[] if callback is None else [callback()], enable_progress_bar=False,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=message):
+        trainer.fit(module, datamodule=data)
+    assert module.model is None

@@ -18,10 +18,12 @@ from bayeslora.callbacks.laplace_prediction import LaplacePrediction
 from bayeslora.callbacks.posterior import PosteriorCallback, usable_members, weight_sets
 from bayeslora.curvature.fit import FORMAT, STRUCTURES, Task, check_space, check_structure, rows_bytes
 from bayeslora.curvature.link import LINKS
+from bayeslora.curvature.structures import TOKEN_STRUCTURES
 from bayeslora.errors import UsageError, require_choice
 from bayeslora.files import write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
+from bayeslora.lightning_modules.refusals import refuse_several_tokens
 from bayeslora.models.in_place import evaluation_mode
 from bayeslora.posteriors.laplace.fit import CENTRES, MEANS, NEEDS_ROWS, Fit, Prior
 from bayeslora.posteriors.laplace.selection import NO_VALIDATION, Choice
@@ -166,12 +168,15 @@ class Laplace(PosteriorCallback, RemembersFit):
     # --- fitting -------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse several processes and strategies that shard weights, before anything is trained.
+        """Refuse several processes, and labels that a structure cannot take, before anything is trained.
 
         Raises:
-            UsageError: more than one process, or another posterior callback.
+            UsageError: more than one process, another posterior callback, or labels of several tokens with Kronecker
+                factors token by token.
         """
         super().setup(trainer, pl_module, stage)
+        if self.structure in TOKEN_STRUCTURES:
+            refuse_several_tokens(trainer, f"Laplace's structure {self.structure}")
         if trainer.world_size > 1:
             raise UsageError(
                 f"Laplace fits in one process, there are {trainer.world_size}; train without it, then run bayeslora "

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from bayeslora.errors import UsageError
 from bayeslora.files import replacing
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
+from bayeslora.lightning_modules.refusals import refuse_several_tokens
 from bayeslora.metrics.support import whole_vocabulary
 
 FILE = "vocabulary.parquet"
@@ -28,16 +29,20 @@ class VocabularyUncertainty(L.Callback):
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse what has no vocabulary or several processes.
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what has no vocabulary or several processes, before a model is loaded.
 
         Raises:
-            UsageError: a module of another kind, an encoder, or more than one process.
+            UsageError: a module of another kind, an encoder, labels of several tokens, or more than one process.
         """
         if not isinstance(pl_module, MultipleChoiceModule) or pl_module.backbone.readout != "label_token":
             raise UsageError("VocabularyUncertainty needs a module of this package with readout label_token")
         if trainer.world_size > 1:
             raise UsageError(f"VocabularyUncertainty runs in one process, not {trainer.world_size}; give devices 1")
+        refuse_several_tokens(trainer, "VocabularyUncertainty")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin a file."""
         self._rows = []
 
     def on_test_batch_end(

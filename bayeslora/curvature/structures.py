@@ -17,6 +17,7 @@ from bayeslora.posteriors.laplace.kronecker import KroneckerPosterior
 from bayeslora.types import AnswerBatch
 
 _SHARING = {"kfac_expand": "expand", "kfac_reduce": "reduce", "release": "release"}
+TOKEN_STRUCTURES = tuple(_SHARING)  # which need one answer position a question
 BLOCK_STRUCTURES = ("kfac", "ekfac", *_SHARING, "diag")
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bayeslora.datamodules.encode import Encoded
+from bayeslora.datamodules.protocols.base import Protocol
 from bayeslora.datamodules.tokenizer import load_tokenizer
 from bayeslora.errors import UsageError
 from bayeslora.models.limits import Limits, limits_of
 from bayeslora.models.loading import Backbone
+from bayeslora.models.masks import check_segments
 from bayeslora.models.pretrained import resolve_pretrained
 
 LABEL_TOKEN, HEAD = "label_token", "head"
+_ATTENTION = "sdpa"  # which transformers takes unless it is told otherwise; the model looks again
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 
 
@@ -27,18 +30,23 @@ class ModelSide:
         revision: Of the base on the hub.
         readout: ``label_token`` or ``head``.
         num_labels: Number of classes of a sequence classifier; None where options are rows.
+        support: What its loss normalises over; None where that is the protocol's.
     """
 
     pretrained: str
     revision: str | None
     readout: str
     num_labels: int | None
+    support: str | None = None
 
     @classmethod
     def of(cls, trainer: Any) -> ModelSide | None:
         """The model that a trainer has been given; None where there is no trainer, or a model of another kind."""
-        backbone = getattr(getattr(trainer, "lightning_module", None), "backbone", None)
-        return cls.of_backbone(backbone) if isinstance(backbone, Backbone) else None
+        module = getattr(trainer, "lightning_module", None)
+        backbone = getattr(module, "backbone", None)
+        if not isinstance(backbone, Backbone):
+            return None
+        return replace(cls.of_backbone(backbone), support=getattr(module, "support", None))
 
     @classmethod
     def of_backbone(cls, backbone: Backbone) -> ModelSide:
@@ -97,6 +105,22 @@ class ModelSide:
                 f"{'null (None)' if num_labels is None else num_labels}"
             )
 
+    def check_words(self, protocol: Protocol) -> None:
+        """Check that the model and its loss take words of several tokens, where a protocol has such.
+
+        Raises:
+            UsageError: the kind of model attends to whole rows alone, or the loss is over the vocabulary and the
+                words' scores are no probabilities.
+        """
+        if protocol.end is None:
+            return
+        check_segments(self.limits.kind, _ATTENTION, None)
+        if protocol.normalise is not None and self.support == "full_vocab":
+            raise UsageError(
+                f"support is full_vocab, but label scores divided by {protocol.normalise} are no probabilities; use "
+                "options, or normalise null"
+            )
+
     def check_rows(self, name: str, encoded: Sequence[Encoded]) -> None:
         """Check that the model has learned every token and every position of some questions.
 
@@ -105,8 +129,11 @@ class ModelSide:
             encoded: The questions.
 
         Raises:
-            UsageError: a token or a position beyond.
+            UsageError: a token or a position beyond, or a row whose labels of several tokens are out of reach.
         """
+        whole = max((item.length for item in encoded if item.labels is not None), default=None)
+        if whole is not None:
+            check_segments(self.limits.kind, _ATTENTION, self.limits.window, whole)
         rows = [row for item in encoded for row in item.rows]
         rows += [list(ids) for item in encoded if item.labels is not None for ids in item.labels.ids]
         largest = max((token for row in rows for token in row), default=0)

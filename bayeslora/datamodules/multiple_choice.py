@@ -159,6 +159,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         if model is None or model == self.model_side:
             return
         model.check_readout(self.given_readout)
+        model.check_words(self.protocol)
         if self.tokenizer_name not in (None, model.pretrained):
             model.check_tokenizer(self.tokenizer)
         self.model_side = model

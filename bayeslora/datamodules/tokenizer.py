@@ -139,7 +139,8 @@ class LabelTokens:
         after = (prompt + self.separator)[-12:]
         raise UsageError(
             f"label {label!r} after {after!r} became {self._show(whole[same:])}; it must be one token, the same behind "
-            "every prompt, and leave the prompt's own tokens as they are; use another protocol or tokenizer"
+            "every prompt, and leave the prompt's own tokens as they are; use another tokenizer, or a protocol of your "
+            "own with an end (end: stop), which takes words of several tokens"
         )
 
     def _show(self, ids: Sequence[int]) -> str:

@@ -32,6 +32,23 @@ def refuse_shards(trainer: L.Trainer, what: str) -> None:
         )
 
 
+def refuse_several_tokens(trainer: L.Trainer, what: str) -> None:
+    """Refuse labels of several tokens where something needs the one position that predicts the answer.
+
+    Args:
+        trainer: Whose data they are.
+        what: What needs that position.
+
+    Raises:
+        UsageError: the data's protocol has such labels.
+    """
+    protocol = getattr(getattr(trainer, "datamodule", None), "protocol", None)
+    if getattr(protocol, "end", None) is not None:
+        raise UsageError(
+            f"{what} needs labels of one token each; give the protocol words of one token (end: null), or leave it out"
+        )
+
+
 def stop_at_nan(value: Tensor, batch: AnswerBatch, what: str) -> None:
     """End the run where a value computed from a batch is not finite.
 

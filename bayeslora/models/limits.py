@@ -1,4 +1,4 @@
-"""How many token ids and how many positions a base model has learned, known from its configuration alone."""
+"""What a base model cannot go beyond, known from its configuration alone: token ids, positions, how far it attends."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ class Limits(NamedTuple):
         tokens: Number of rows of its input embedding.
         positions: Longest row that its table of positions takes; None where positions are computed (rotary and the
             like).
+        kind: Of model, as transformers names it.
+        window: How many tokens back attention reaches; None where it reaches all.
     """
 
     tokens: int
     positions: int | None
+    kind: str = ""
+    window: int | None = None
 
 
 @lru_cache(maxsize=16)
@@ -40,12 +44,13 @@ def limits_of(pretrained: str, revision: str | None = None) -> Limits:
         config: Any = AutoConfig.from_pretrained(name, revision=revision or "main").get_text_config()
     except (OSError, ValueError) as error:
         raise cannot_load("model", name, error) from error
+    attention = config.model_type, getattr(config, "sliding_window", None)
     if getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None):
-        return Limits(config.vocab_size, None)
+        return Limits(config.vocab_size, None, *attention)
     with torch.device("meta"):
         network = AutoModel.from_config(config)
     found = [positions for name, module in network.named_modules() if (positions := _positions(name, module))]
-    return Limits(config.vocab_size, min(found, default=None))
+    return Limits(config.vocab_size, min(found, default=None), *attention)
 
 
 def _positions(name: str, module: Any) -> int | None:

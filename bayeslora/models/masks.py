@@ -11,6 +11,7 @@ from bayeslora.errors import UsageError
 
 # Kinds of models that take a finished mask as it is and read nothing else from a mask [R, T]; each is in a test.
 FINISHED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")
+IMPLEMENTATIONS = ("sdpa", "eager")  # of attention, that take one
 ENCODERS = ("bert", "roberta", "xlm-roberta", "electra")
 
 
@@ -38,10 +39,10 @@ def causal_mask(config: Any, mask: Tensor, dtype: torch.dtype, segments: Tensor 
         UsageError: there are segments, and the model is one of these others.
     """
     length = mask.shape[-1]
-    reach = getattr(config, "sliding_window", None) or length + 1
-    if not _takes_finished(config, FINISHED) or length >= reach:
-        if segments is not None:
-            _refuse_segments(config, length)
+    window = getattr(config, "sliding_window", None)
+    if segments is not None:
+        check_segments(getattr(config, "model_type", ""), getattr(config, "_attn_implementation", ""), window, length)
+    elif not _takes_finished(config, FINISHED) or length >= (window or length + 1):
         return mask
     causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
     allowed = causal & mask.bool()[:, None, None, :]
@@ -84,7 +85,7 @@ def finish_encoder_mask(trunk: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 def _takes_finished(config: Any, kinds: tuple[str, ...]) -> bool:
     known = getattr(config, "model_type", "") in kinds
-    return known and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+    return known and getattr(config, "_attn_implementation", None) in IMPLEMENTATIONS
 
 
 def _finished(config: Any, allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -94,14 +95,25 @@ def _finished(config: Any, allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
-def _refuse_segments(config: Any, length: int) -> None:
-    kind, attention = getattr(config, "model_type", "?"), getattr(config, "_attn_implementation", "?")
-    if _takes_finished(config, FINISHED):
+def check_segments(kind: str, attention: str, window: int | None, length: int = 0) -> None:
+    """Refuse a model that does not attend as labels of several tokens behind one prompt need it.
+
+    Args:
+        kind: Of model, as transformers names it.
+        attention: Its implementation of attention.
+        window: How many tokens back attention reaches; None where it reaches all.
+        length: Tokens of the longest row, labels included.
+
+    Raises:
+        UsageError: it takes no finished mask, or a row is longer than its window.
+    """
+    if kind not in FINISHED or attention not in IMPLEMENTATIONS:
         raise UsageError(
-            f"a question with its labels behind it has {length} tokens, and attention of this model reaches "
-            f"{config.sliding_window}; give max_length and words that leave room, or words of one token (end: null)"
+            f"labels of several tokens need a mask of their own, which a {kind} with attention {attention!r} is not "
+            f"known to take; allowed: {', '.join(FINISHED)} with sdpa or eager, or words of one token (end: null)"
         )
-    raise UsageError(
-        f"labels of several tokens need a mask of their own, which a {kind} with attention {attention!r} is not known "
-        f"to take; allowed: {', '.join(FINISHED)} with sdpa or eager, or words of one token (end: null)"
-    )
+    if window and length >= window:
+        raise UsageError(
+            f"a question with its labels behind it has {length} tokens, and attention of this model reaches {window}; "
+            "give max_length and words that leave room, or words of one token (end: null)"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bayeslora.errors import UsageError
+from bayeslora.errors import UsageError, require
 from bayeslora.files import write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.hub import is_hub_id, snapshot
@@ -21,6 +22,7 @@ from bayeslora.serving.card import FIGURE, METRICS, card, metrics_of
 from bayeslora.serving.kept import FOLDER, Kept, save
 
 _FILES = (f"{FOLDER}/*.json", f"{FOLDER}/*.safetensors")  # of any depth; tensors and JSON alone are ever read
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _PEFT = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -75,6 +77,7 @@ def push(
     """
     from huggingface_hub import HfApi
 
+    require("repo", repo, _REPOSITORY.fullmatch(repo) is not None, "owner/name, of letters, digits, -, _ and .")
     with TemporaryDirectory() as place:
         write(kept, module, run, repo, Path(place), base, license)
         api = HfApi(token=token)

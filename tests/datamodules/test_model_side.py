@@ -138,13 +138,15 @@ def test_limits_of_bases(tmp_path: Path, llama: str, roberta: str) -> None:
     }
     for name, model in bases.items():
         model.save_pretrained(tmp_path / name)
-        assert limits_of(str(tmp_path / name)) == Limits(50, 40), name
+        assert limits_of(str(tmp_path / name)) == Limits(50, 40, name), name
         model.eval()
         ids = torch.ones(1, 40, dtype=torch.long)
         model(input_ids=ids, attention_mask=ids)
         with pytest.raises((IndexError, RuntimeError)):
             model(input_ids=torch.ones(1, 41, dtype=torch.long), attention_mask=torch.ones(1, 41, dtype=torch.long))
-    assert limits_of(llama) == Limits(96, None)
-    assert limits_of(roberta) == Limits(96, 78)
+    assert limits_of(llama) == Limits(96, None, "llama")
+    assert limits_of(roberta) == Limits(96, 78, "roberta")
+    hf.MistralConfig(sliding_window=8).save_pretrained(tmp_path / "mistral")
+    assert limits_of(str(tmp_path / "mistral"))[1:] == (None, "mistral", 8)
     with pytest.raises(UsageError, match="cannot find the model"):
         limits_of("no/such-model")

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from bayeslora.configs import CONFIGS
 from bayeslora.datamodules.protocols import OwnProtocol, get_protocol
 from bayeslora.datamodules.question import Question
 
@@ -23,6 +25,8 @@ PROMPTS = {
 def test_its_protocols_ask(text: str, tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(text)
     protocol = get_protocol(str(tmp_path / "my.yaml"))
+    shipped = yaml.safe_load((CONFIGS / "data" / f"own_{protocol.name}.yaml").read_text())
+    assert get_protocol(shipped["data"]["init_args"]["protocol"]) == protocol
     prompt, words = PROMPTS[protocol.name]
     assert protocol.prompt("jsonl", ASKED).text == prompt
     assert list(protocol.labels("jsonl", ASKED)) == words

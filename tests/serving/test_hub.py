@@ -24,11 +24,13 @@ from bayeslora import (
     Temperature,
     UsageError,
 )
+from bayeslora.cli import main
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.posteriors.state import save_posterior
 from bayeslora.serving.hub import write
 from bayeslora.serving.keep import KeepForServing
+from tests.helpers.command_line import refused
 
 COMMIT = "d" * 40
 SMALL = LoRA(r=2, target_modules=["q_proj", "v_proj"])
@@ -193,3 +195,28 @@ def test_a_refusal_of_the_hub_is_one_line(hub: dict[str, Any], tmp_path: Path, m
         predictor.push_to_hub("someone/x")
     with pytest.raises(UsageError, match="the run someone/nothing is neither in the local cache"):
         Predictor.from_hub("someone/nothing")
+
+
+def test_the_command_pushes_a_run(
+    hub: dict[str, Any], own: tuple[Path, list[dict]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["push", "--run", str(own[0]), "--repo"]
+    assert main([*run, "someone/intents", "--license", "mit", "--message", "First", "--branch", "new"]) == 0
+    assert capsys.readouterr().out == f"https://hub/someone/intents/commit/{COMMIT}\n"
+    assert hub["create"] == {"repo": "someone/intents", "private": True, "exist_ok": True}
+    given = {name: hub["upload"][name] for name in ("commit_message", "revision", "create_pr")}
+    assert given == {"commit_message": "First", "revision": "new", "create_pr": False}
+    assert yaml.safe_load(texts(hub["folder"])["README.md"].split("---\n")[1])["license"] == "mit"
+    again = Predictor.from_hub("someone/intents", device="cpu")
+    assert again("Is 4 even?") == Predictor.from_run(own[0], "cpu")("Is 4 even?")
+    assert main([*run, "someone/open", "--public", "--pull-request"]) == 0
+    assert hub["create"]["private"] is False
+    assert hub["upload"]["create_pr"] is True
+
+
+def test_what_cannot_be_pushed_is_said_in_one_line(
+    hub: dict[str, Any], own: tuple[Path, list[dict]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run, repo, message in ((tmp_path, "someone/x", "holds no run"), (own[0], "no owner/a/b", "owner/name")):
+        refused(capsys, ["push", "--run", str(run), "--repo", repo], message)
+    assert not hub
