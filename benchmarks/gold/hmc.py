@@ -7,7 +7,8 @@ times ``length``: a trajectory of pi / 2, a quarter of a standard normal's perio
 there (Izmailov et al., 2021, arXiv:2104.14421). There is no mass matrix: z is meant to have a standard normal prior.
 
 In the warm-up, one step size for all chains is found by dual averaging (Hoffman & Gelman, 2014, arXiv:1111.4246) of
-the mean acceptance probability; then it stays.
+the harmonic mean of their acceptance probabilities (Hoffman et al., 2021, ChEES-HMC): one chain that stands still is
+enough to make the steps smaller, where an ordinary mean would leave it behind. Then the step size stays.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 LogDensity = Callable[[Tensor], Tensor]  # [K, P] to [K], row by row
+LEAST = 1e-3  # what an acceptance probability counts at least in the harmonic mean
 STIFFNESS = 0.25  # of dual averaging; many chains say together what one says with noise, for which 0.05 is usual
 
 
@@ -44,7 +46,7 @@ class Chains:
 
 @dataclass
 class DualAveraging:
-    """The step size whose mean acceptance probability is ``target``.
+    """The step size whose acceptance probability, by the mean it is told of, is ``target``.
 
     Attributes:
         step_size: The first one to be tried.
@@ -52,7 +54,7 @@ class DualAveraging:
     """
 
     step_size: float
-    target: float = 0.8
+    target: float = 0.65
     averaged: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -117,7 +119,7 @@ def sample(
         slope = torch.where(moves[:, None], end[3], slope)
         value = torch.where(moves, end[2], value)
         if draw < 0:
-            adaptation.update(float(probability.mean()))
+            adaptation.update(float(1 / (1 / probability.clamp(min=LEAST)).mean()))
             step_size = adaptation.step_size
         else:
             kept.append(state)

@@ -104,6 +104,18 @@ def test_chains_from_elsewhere_agree() -> None:
     assert abs(float(far.mean() - near.mean())) < 3 * math.hypot(error(far), error(near))
 
 
+def test_a_chain_that_starts_where_steps_must_be_small_is_not_left_behind() -> None:
+    """Curvature grows outwards, and one of eight chains starts far out, where a step that suits the others is rejected."""
+    from gold import hmc
+
+    start, generator = normal_start(8, 2, seed=6)
+    start[0] = 6.0
+    density = lambda z: -(z.square().sum(-1) + z.square().sum(-1) ** 3 / 4) / 2  # noqa: E731
+    chains = hmc.sample(density, start, 40, 50, generator)
+    assert chains.acceptance.min() > 0.5
+    assert chains.draws[0].abs().max() < 4
+
+
 def test_a_start_outside_of_the_density_is_refused() -> None:
     from gold import hmc
 
