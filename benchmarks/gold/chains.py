@@ -18,7 +18,7 @@ from bayeslora.files import write_json
 from bayeslora.models.loading import initialise
 from bayeslora.streams import generator
 
-CHAINS, WARM_UP, DRAWS, TRAINING_STEPS = 8, 50, 150, 60
+CHAINS, WARM_UP, DRAWS, TRAINING_STEPS = 8, 50, 300, 60
 ENTRIES = 64  # of the products BA, drawn once
 FILE, RECORD = "gold.pt", "gold.json"
 

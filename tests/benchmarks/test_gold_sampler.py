@@ -105,7 +105,7 @@ def test_chains_from_elsewhere_agree() -> None:
 
 
 def test_a_chain_that_starts_where_steps_must_be_small_is_not_left_behind() -> None:
-    """Curvature grows outwards, and one of eight chains starts far out, where a step that suits the others is rejected."""
+    """Curvature grows outwards, and one of eight chains starts far out, where a step that suits the others fails."""
     from gold import hmc
 
     start, generator = normal_start(8, 2, seed=6)
