@@ -30,7 +30,7 @@ class Method:
     """How a row is made.
 
     Attributes:
-        overlays: Files of ``method/`` on top of the quickstart's configuration.
+        overlays: Files of ``method/`` on top of the quickstart's configuration; with none, nothing is trained.
         options: Options on top of those.
         prior: Whether its prior is the gold's.
         trained: The row whose run it is fitted to; None trains its own.
@@ -57,7 +57,9 @@ def laplace(*options: str, prior: str) -> Method:
 
 AT_PRIOR = (f"precision={PRECISION}", "prior_mean=zero")
 MANY = ("--model.samples=200",)
+BASE = "base"  # no method: what the others start from
 METHODS = {
+    BASE: Method((), draws=1),
     "mle": Method(("mle",), draws=1),
     "map": Method(("map",), (f"--model.prior_std={PRIOR_STD}",), SAME, draws=1),
     "mc_dropout": Method(("mc_dropout",), posterior=None, tested=MANY),
@@ -89,6 +91,8 @@ def predictions(name: str, setting: Setting, given: Problem, root: Path) -> dict
         ValueError: a run on other questions than the gold's.
     """
     method, folder = METHODS[name], root / name
+    if not method.overlays:
+        return sampled({name: value[None] for name, value in given.target.initial.items()}, given)
     common = options_of(method, setting)
     if method.trained is None:
         if not (folder / "posterior").exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gold.chains import RECORD
-from gold.methods import METHODS
+from gold.methods import BASE, METHODS
 from gold.setting import Setting
 
 from bayeslora.metrics import over_seeds
@@ -96,7 +96,7 @@ def correlation_table(found: Found) -> str:
     from scipy.stats import spearmanr
 
     lines = ["| over the methods | " + " | ".join(SETS.values()) + " |", "|---" + "|--:" * len(SETS) + "|"]
-    rows = [row for row in found if row != GOLD]
+    rows = [row for row in found if row not in (GOLD, BASE)]
     for column, title in (("tv", "total variation"), ("kl", "KL")):
         cells = []
         for name in SETS:

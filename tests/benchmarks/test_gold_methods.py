@@ -70,7 +70,7 @@ def test_commands_leave_gold_scores_and_tables(tmp_path: Path, capsys: pytest.Ca
     pytest.importorskip("arviz")
     import gold_posterior
 
-    common = ["--small", "--seeds", "0", "--out", str(tmp_path), "--rows", "mle", "laplace_prior"]
+    common = ["--small", "--seeds", "0", "--out", str(tmp_path), "--rows", "base", "mle", "laplace_prior"]
     for part in ("gold", "methods", "methods", "table"):
         gold_posterior.main([part, *common])
     folder = tmp_path / "labels-10-r1-AB" / "seed-0"
@@ -78,10 +78,10 @@ def test_commands_leave_gold_scores_and_tables(tmp_path: Path, capsys: pytest.Ca
     assert record["weights"] == 512
     assert not record["converged"]  # of eight draws a chain
     scores = {file.stem: json.loads(file.read_text()) for file in (folder / "scores").glob("*.json")}
-    assert set(scores) == {"mle", "laplace_prior"}
+    assert set(scores) == {"base", "mle", "laplace_prior"}
     assert scores["laplace_prior"]["synthetic"]["mi"] > scores["mle"]["synthetic"]["mi"] == 0
     output = capsys.readouterr().out
-    assert output.count("s of CPU") == 3  # what is there is not made again
+    assert output.count("s of CPU") == 4  # what is there is not made again
     assert "not converged" in output
     for row in ("gold", *scores):
         assert output.count(f"\n| {row} |") == 2
