@@ -33,6 +33,7 @@ commands:
   tfb        make any LoRA adapter Bayesian without training: bayeslora tfb --adapter DIR -c CONFIG
   compare    one table and its plots of many runs: bayeslora compare RUN [RUN ...]
   benchmark  methods x datasets x seeds as one resumable grid, and its tables: bayeslora benchmark -c GRID
+  tune       find values of options by validation likelihood: bayeslora tune -c CONFIG --space SPACE --out DIR
   score      the metrics of a test for answers whose labels are known: bayeslora score answers.jsonl
   serve      answer questions over HTTP: bayeslora serve --run DIR
   push       upload a run to the Hugging Face hub, with a model card: bayeslora push --run DIR --repo OWNER/NAME
@@ -57,6 +58,7 @@ _OWN = {
     "tfb": "bayeslora.commands.tfb",
     "compare": "bayeslora.commands.compare",
     "benchmark": "bayeslora.commands.benchmark",
+    "tune": "bayeslora.commands.tune",
     "score": "bayeslora.commands.score",
     "serve": "bayeslora.commands.serve",
     "push": "bayeslora.commands.push",

@@ -152,7 +152,8 @@ def config_options(parts: Sequence[Part]) -> Iterator[list[str]]:
                 yaml.safe_dump(dict(part.options), own)
                 own.flush()
                 found.append(own.name)
-        yield configs(found)
+        arguments = [f"--{name}={value}" for part in parts for name, value in (part.arguments or {}).items()]
+        yield [*configs(found), *arguments]
 
 
 def _questions(datamodule: Any) -> dict[str, Any]:

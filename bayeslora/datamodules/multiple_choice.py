@@ -111,6 +111,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         self.calibration = calibration
         self.protocol: Protocol = get_protocol(protocol)
         self.ood = {name: get_benchmark(name) for name in ood or []}
+        self._tested = self._test_sets = [benchmark.name, *self.ood]
         if len(set(self.test_names)) < 1 + len(ood or []):
             raise UsageError(f"ood is {ood}; allowed: each test set once, and not {benchmark.name!r} itself")
         self.batch_size, self.eval_batch_size = batch_size, batch_size if eval_batch_size is None else eval_batch_size
@@ -175,7 +176,11 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
     @property
     def test_names(self) -> list[str]:
         """The test sets in the order of their loaders, in distribution first, then ``ood`` as given."""
-        return [self.benchmark.name, *self.ood]
+        return self._tested
+
+    def test_on_validation(self) -> None:
+        """Let a test predict the validation questions, and no test set."""
+        self._tested = [VALIDATION]
 
     def questions(self, name: str) -> list[Question]:
         """The questions of ``train``, ``validation``, ``calibration`` or a test set.
@@ -207,7 +212,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         return full_batches(questions, self.eval_batch_size, self.protocol) if self.protocol.drop_last else questions
 
     def _benchmark(self, name: str) -> Benchmark:
-        here = [*PARTS, *self.test_names]
+        here = [*PARTS, *self._test_sets]
         if name not in here:
             raise UsageError(f"dataset is {name!r}; here are {', '.join(here)}")
         return self.ood.get(name, self.benchmark)

@@ -28,11 +28,13 @@ class Part:
         name: Its name.
         files: Configuration files, from left to right.
         options: What is put on top of them, as a configuration file would say it.
+        arguments: What is put on top of all parts' files and options, as the command line would say it.
     """
 
     name: str
     files: tuple[Path, ...] = ()
     options: Mapping[str, Any] | None = None
+    arguments: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def read_grid(file: Path, out: Path | None = None) -> Grid:
     Raises:
         UsageError: a key, a method or a dataset that is not known, names that are no names or the same, no seeds.
     """
-    content = _mapping(file, _load(file), "the grid", _KEYS)
+    content = read_mapping(file, "the grid", _KEYS)
     for key in ("datasets", "methods"):
         if not content.get(key):
             raise UsageError(f"{file}: {key} is missing; give at least one name")
@@ -183,7 +185,7 @@ def _method(file: Path, library: Path, name: str, given: Any) -> Method:
     files, options = _part(file, library, f"method {name}", own, _METHOD_KEYS, f"method/{name}")
     checkpoint = own.get("checkpoint", "last")
     require_choice(f"{file}: checkpoint of method {name}", checkpoint, _CHECKPOINTS)
-    return Method(name, files, options, own.get("of"), checkpoint)
+    return Method(name, files, options, of=own.get("of"), checkpoint=checkpoint)
 
 
 def _check_rows(file: Path, methods: Mapping[str, Method]) -> None:
@@ -249,11 +251,25 @@ def _folders(folder: Path) -> set[str]:
     return {name for name in ("method", "data", "base") if (folder / name).is_dir()}
 
 
-def _load(file: Path) -> Any:
+def read_mapping(file: Path, what: str, keys: Sequence[str]) -> dict[str, Any]:
+    """The content of a YAML file that is one mapping.
+
+    Args:
+        file: The file.
+        what: What it is called in messages.
+        keys: The keys that it may have.
+
+    Raises:
+        UsageError: it is not there, no YAML, no mapping, or has another key.
+    """
+    return _mapping(file, _load(file, what), what, keys)
+
+
+def _load(file: Path, what: str) -> Any:
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"there is no file {file}; give -c the file of a grid") from None
+        raise UsageError(f"there is no file {file}; give the file of {what}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from error
 

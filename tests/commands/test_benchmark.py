@@ -279,7 +279,7 @@ def test_a_cell_within_a_slurm_job_is_the_same(out: Path, grid: Path, tmp_path: 
     assert list(folder.glob("logs/test/metrics.csv"))
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("BAYESLORA_LONG"), reason="minutes; set BAYESLORA_LONG=1")
 def test_on_ray_a_cell_is_the_same(out: Path, grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="needs Ray: pip install 'bayeslora[ray]'")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
