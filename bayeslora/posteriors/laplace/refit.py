@@ -35,8 +35,9 @@ _STEPS, _HALVINGS, _DIGITS = 60, 40, 1e-13
 _TIGHT, _LOOSE = 1e-10, 1e-6  # gradient norms, against the length of the step from the prior: aimed at, accepted
 _FEW = 1e-2  # parameters that the data determine below which a group is said to follow its prior alone
 _REACH = 25.0  # of the logarithms of precisions around where the curvature is as large
-_GRID = tuple(range(8, -9, -1))  # where they are tried first; every one starts from the optimum of the one before
+_GRID = tuple(range(8, -9, -2))  # where they are tried first; every one starts from the optimum of the one before
 _PART = 150  # questions on which they are tried
+_NEAR = 0.2  # how far from the best of these questions that of all is looked for first, in logarithms
 _TINY = 1e-150  # a root of a probability below which its curvature counts as none
 _NO_OPTIMUM = "the marginal likelihood has no optimum where the linearised network is refitted"
 _INSTEAD = "give the precision as a number, or precision='validation'"
@@ -71,7 +72,8 @@ class LinearisedModel:
 
     def __init__(self, trained: Tensor, offset: Tensor, kernels: Tensor, labels: Labels) -> None:
         self.trained, self.prior_mean, self.kernels, self.labels = trained, trained - offset, kernels, labels
-        self._last: tuple[Tensor, Mode] | None = None  # precisions and optimum, from which the next search starts
+        self._modes: dict[tuple[float, ...], Mode] = {}  # by precisions; the next search starts from the last
+        self._effective: dict[tuple[float, ...], Tensor] = {}
 
     def kernel(self, precisions: Tensor) -> Tensor:
         r""":math:`K = \sum_g K_g / \lambda_g`, ``[m, m]``."""
@@ -83,11 +85,11 @@ class LinearisedModel:
         Raises:
             RunError: the optimum was not reached.
         """
-        if self._last is not None and torch.equal(self._last[0], precisions):
-            return self._last[1]
+        given = tuple(precisions.tolist())
+        if given in self._modes:
+            return self._modes[given]
         kernel = self.kernel(precisions)
-        start = torch.zeros_like(self.trained) if self._last is None else self._last[1].coefficients
-        found = self._ascend(kernel, start)
+        found = self._ascend(kernel, *self._start_of(kernel))
         tolerance = _LOOSE * (1 + _norm(found.coefficients, kernel))
         if not found.gradient_norm <= tolerance:
             raise RunError(
@@ -96,15 +98,16 @@ class LinearisedModel:
                 f"{found.rows.abs().max().item():.1e}. The optimum runs off where questions can be told apart and the "
                 "prior is too weak; give a larger precision, or mean='trained'"
             )
-        self._last = precisions.detach().clone(), found
+        self._modes[given] = found
         return found
 
-    def _ascend(self, kernel: Tensor, start: Tensor) -> Mode:
-        value, best = self._objective(kernel, start), start
-        if self._last is None:  # a step in the weights from where training left them
-            first = self._newton(kernel, self.trained)
-            if (reached := self._objective(kernel, first)) > value:
-                value, best = reached, first
+    def _start_of(self, kernel: Tensor) -> tuple[float, Tensor]:
+        """Where to start from, and the objective there: the last optimum's a, or Newton's step from its logits."""
+        last = next(reversed(self._modes.values()), Mode(torch.zeros_like(self.trained), self.trained, 0.0, 0))
+        starts = (last.coefficients, self._newton(kernel, last.rows))
+        return max(((self._objective(kernel, start), start) for start in starts), key=lambda pair: pair[0])
+
+    def _ascend(self, kernel: Tensor, value: float, best: Tensor) -> Mode:
         slack = self._slack(kernel, best)
         steps = 0
         while steps < _STEPS:
@@ -174,36 +177,30 @@ class LinearisedModel:
         inner = blockwise(root.mT, present, (kernel @ q)[:, None])
         pulled = q - blockwise(root, present, inverse @ inner)[:, 0]
         determined = len(a) - inverse.diagonal().sum()
-        slopes = []
+        slopes, effective = [], []
         for own, precision in zip(self.kernels, precisions.tolist(), strict=True):
-            gamma = (
-                (inverse * apply_roots(root, present, own)).sum() if len(self.kernels) > 1 else determined * precision
-            )
-            slopes.append((gamma - a @ own @ a + pulled @ own @ a) / (2 * precision))
+            one = len(self.kernels) == 1
+            trace = determined * precision if one else (inverse * apply_roots(root, present, own)).sum()
+            slopes.append((trace - a @ own @ a + pulled @ own @ a) / (2 * precision))
+            effective.append(trace / precision)
+        self._effective[tuple(precisions.tolist())] = torch.stack(effective).cpu()
         return value.item(), torch.stack(slopes).cpu()
 
     def best(self) -> Tensor:
         """The precisions ``[G]`` of highest evidence, each at its own optimum.
 
         Where to start is told by a grid of common precisions on some of the questions. From there one precision is
-        found as the root of the evidence's slope (Brent), several by L-BFGS.
+        found as the root of the evidence's slope (Brent), on some of the questions and then on all, several by L-BFGS.
 
         Raises:
             UsageError: there is no optimum: the evidence rises towards a precision of zero or infinity.
         """
-        middle, start = self._middle(), self._part()._start()
-        low, high = middle - _REACH, middle + _REACH
-
-        @cache
-        def found(*logs: float) -> tuple[float, np.ndarray]:
-            try:
-                value, slope = self.log_evidence(torch.tensor(logs, dtype=torch.float64, device="cpu").exp())
-            except RunError:  # the optimum runs off: no precision to choose
-                return -np.inf, np.full(len(logs), np.inf)
-            return value, slope.numpy()
-
+        middle, part = self._middle(), self._part()
+        low, high, start = middle - _REACH, middle + _REACH, part._start()
+        found = self._by_logarithm()
         if len(self.kernels) == 1:
-            best = np.asarray([_root(lambda log: found(log)[1].item(), start, low, high)])
+            start = start if part is self else _root(part._by_logarithm(), start, low, high, 1.0)
+            best = np.asarray([_root(found, start, low, high, 1.0 if part is self else _NEAR)])
         else:
             options = {"ftol": 1e-13, "gtol": 1e-6, "maxiter": 200}
             from_here = np.full(len(self.kernels), start)
@@ -220,6 +217,19 @@ class LinearisedModel:
         if off.any():
             raise UsageError(f"{_NO_OPTIMUM}: it rises towards a precision of {_shown(precisions)}; {_INSTEAD}")
         return precisions
+
+    def _by_logarithm(self) -> Callable[..., tuple[float, np.ndarray]]:
+        """The evidence and its slope by the logarithms of precisions; minus infinity where the optimum runs off."""
+
+        @cache
+        def found(*logs: float) -> tuple[float, np.ndarray]:
+            try:
+                value, slope = self.log_evidence(torch.tensor(logs, dtype=torch.float64, device="cpu").exp())
+            except RunError:  # no precision to choose
+                return -np.inf, np.full(len(logs), np.inf)
+            return value, slope.numpy()
+
+        return found
 
     def _part(self) -> LinearisedModel:
         """The model of some of the questions; itself where there are few."""
@@ -250,11 +260,10 @@ class LinearisedModel:
 
     def effective(self, precisions: Tensor) -> Tensor:
         r"""Number of parameters :math:`\gamma_g` that the data determine at the optimum, by group ``[G]``."""
-        mode, present = self.mode(precisions), self.labels.present
-        root = self.labels.root(mode.rows)
-        inverse = torch.cholesky_inverse(_factor(root, present, self.kernel(precisions)))
-        traces = torch.stack([(inverse * apply_roots(root, present, own)).sum() for own in self.kernels])
-        return traces.cpu() / precisions
+        given = tuple(precisions.tolist())
+        if given not in self._effective:
+            self.log_evidence(precisions)
+        return self._effective[given]
 
     def _middle(self) -> float:
         """The logarithm of a precision as large as the mean curvature of a row at the trained network."""
@@ -266,9 +275,15 @@ class LinearisedModel:
         return float(np.log(max(size, 1e-30)))
 
 
-def _root(slope: Callable[[float], float], start: float, low: float, high: float) -> float:
+def _root(
+    found: Callable[[float], tuple[float, np.ndarray]], start: float, low: float, high: float, step: float
+) -> float:
     """Where a slope falls through zero, looked for from a point on; an end of the range where it does not."""
-    toward, step, here = (1.0, 1.0, start) if slope(start) > 0 else (-1.0, 1.0, start)
+
+    def slope(log: float) -> float:
+        return float(found(log)[1].item())
+
+    toward, here = (1.0, start) if slope(start) > 0 else (-1.0, start)
     while low < here < high:
         other = min(max(here + toward * step, low), high)
         if slope(other) * toward <= 0:
