@@ -46,6 +46,7 @@ configurations, files or names, combine from left to right, options of the comma
   bayeslora fit  -c base/mistral_7b -c data/arc_easy -c method/mc_dropout
 
   bayeslora COMMAND --help             every option of a command
+  bayeslora fit --model.help               the classes that --model takes; --data.help likewise
   bayeslora fit --model.help LoRAModule    the options of a class
   bayeslora fit -c CONFIG --print_config   the configuration that would run
   bayeslora COMMAND ... --debug            the traceback of whatever goes wrong

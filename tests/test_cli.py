@@ -52,6 +52,21 @@ def test_help_of_own_commands_imports_nothing_heavy() -> None:
     assert all(f"bayeslora {name}" in done.stdout for name in named)
 
 
+@pytest.mark.parametrize(
+    ("option", "listed", "other"),
+    [("--data.help", "JSONLDataModule", "Question "), ("--model.help", "CLoRAModule", "Optimisation")],
+)
+def test_help_lists_the_classes(option: str, listed: str, other: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["fit", "-c", "quickstart", option]) == 0
+    printed = capsys.readouterr().out
+    assert f"  {listed} " in printed
+    assert f"  {other}" not in printed
+    assert ":class:" not in printed
+    with pytest.raises(SystemExit):  # of one class: its options, by the parser
+        main(["fit", option, listed])
+    assert "--" in capsys.readouterr().out
+
+
 def test_a_terminal_hears_at_once_that_it_loads(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert main(["score", "no/such.jsonl"]) != 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from bayeslora.errors import UsageError, require_choice
 from bayeslora.files import write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
+from bayeslora.lightning_modules.progress import tracked
 from bayeslora.lightning_modules.refusals import refuse_several_tokens
 from bayeslora.models.in_place import evaluation_mode
 from bayeslora.posteriors.laplace.fit import CENTRES, MEANS, NEEDS_ROWS, Fit, Prior
@@ -288,7 +289,7 @@ class Laplace(PosteriorCallback, RemembersFit):
             dtype=self.dtype,
             prune=self.prune,
             max_bytes=self.max_jacobian_bytes,
-            watch=partial(_progress, trainer),
+            watch=partial(tracked, trainer),
         )
 
     @property
@@ -341,14 +342,6 @@ def _same_weights(folder: Path, posterior: Posterior) -> bool:
         return False
     mean, own = found.mean(), posterior.mean()
     return mean.keys() == own.keys() and all(torch.equal(value, own[name].to(value)) for name, value in mean.items())
-
-
-def _progress(trainer: L.Trainer, iterable: Iterable[Any], what: str) -> Iterable[Any]:
-    from rich.progress import track
-
-    shown = trainer.progress_bar_callback is not None
-    total = len(iterable) if isinstance(iterable, Sized) else None
-    return track(iterable, what, total=total, disable=not shown)
 
 
 def _line(report: dict[str, Any]) -> str:

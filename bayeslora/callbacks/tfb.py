@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from bayeslora.callbacks.fit_data import RemembersFit, training_batches, validation_batches
-from bayeslora.callbacks.fit_key import depends_on
+from bayeslora.callbacks.fit_key import depends_on, fit_key
 from bayeslora.callbacks.posterior import PosteriorCallback, bank_predictor, weight_sets
+from bayeslora.callbacks.tfb_search import Anchors, Tried
 from bayeslora.errors import UsageError, require_choice
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
-from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
+from bayeslora.lightning_modules.prediction_path import LogitsFn
 from bayeslora.models.in_place import evaluation_mode
 from bayeslora.posteriors.state import load_posterior, save_posterior
 from bayeslora.posteriors.tfb import TFBPosterior, largest_accepted
-from bayeslora.types import Predictive
 
 SOURCES = ("train", "validation")
 _FILE = "posterior.json"
@@ -163,14 +163,19 @@ class TFB(PosteriorCallback, RemembersFit):
             return self._search(trainer, pl_module)
 
     def _search(self, trainer: L.Trainer, pl_module: L.LightningModule) -> TFBPosterior:
-        start = TFBPosterior.around(_adapter(pl_module))
-        anchors = _Anchors(trainer, pl_module, self._batches(trainer, pl_module))
+        start, options = TFBPosterior.around(_adapter(pl_module)), self._options(trainer, pl_module)
+        anchors = Anchors(trainer, pl_module, self._batches(trainer, pl_module))
         bank = {name: value[None] for name, value in start.mean().items()}
         anchors.label(bank_predictor(pl_module, bank, self.logits_fn))
-        plain = anchors.plain_loss
+        plain, tried = anchors.plain_loss, Tried(trainer, pl_module, fit_key(start.mean(), options))
+        if trainer.is_global_zero:
+            self._say(anchors.count, len(_layers(start)))
 
         def change(sigma: float | Mapping[str, float]) -> float:
-            loss = anchors.loss(self._predictor(pl_module, start.scaled(sigma)))
+            return tried.get(sigma, lambda: measured(sigma))
+
+        def measured(sigma: float | Mapping[str, float]) -> float:
+            loss = anchors.loss(self._predictor(pl_module, start.scaled(sigma)), f"TFB, pass {tried.passes + 1}")
             return abs(loss - plain) / plain if plain > 0 else float(loss > 0) * float("inf")
 
         sigma: float | dict[str, float]
@@ -184,19 +189,25 @@ class TFB(PosteriorCallback, RemembersFit):
                     "give higher bounds"
                 )
         record = {
-            "options": self._options(trainer, pl_module),
+            "options": options,
             "n_anchors": anchors.count,
             "loss": plain,
             "change": change(sigma),
         }
         return start.scaled(sigma, record)
 
+    def _say(self, questions: int, layers: int) -> None:
+        """How long the search will be, before it begins."""
+        searches = layers + 1 if self.per_layer else 1
+        passes = searches * (self.iterations + 2)
+        print(
+            f"TFB searches sigma in about {passes} passes over {questions} questions with {self.samples} samples each; "
+            "what has been tried is kept, should it be stopped"
+        )
+
     def _by_layer(self, start: TFBPosterior, change: Any) -> dict[str, float]:
         """Every layer's largest scale under a share of the tolerance, times the largest factor under all of it."""
-        layers: dict[str, list[str]] = {}
-        for name in start.sigma:
-            layer = re.search(r"\.\d+\.", name)
-            layers.setdefault(layer[0] if layer else name, []).append(name)
+        layers = _layers(start)
         share, each = self.tolerance / len(layers), dict[str, float]()
 
         def alone(names: list[str]) -> float:
@@ -228,38 +239,13 @@ class TFB(PosteriorCallback, RemembersFit):
         return list(islice(loader, 0, wanted * every, every))
 
 
-class _Anchors:
-    """Questions with the labels that the adapter itself gives them, and the loss of a prediction on them."""
-
-    def __init__(self, trainer: L.Trainer, pl_module: L.LightningModule, batches: list[Any]) -> None:
-        self._reduce = trainer.strategy.reduce
-        self._device = pl_module.device
-        self._batches = batches
-        self._labels: list[Tensor] = []
-        self.plain_loss, self.count = 0.0, 0
-
-    def label(self, predict: Predict) -> None:
-        """Take the most probable option of every question for its label."""
-        plain = list(self._predictions(predict))
-        self._labels = [predictive.log_mean.argmax(-1) for predictive in plain]
-        count = torch.tensor(float(sum(map(len, self._labels))), device=self._device)
-        self.count = int(self._reduce(count, reduce_op="sum"))
-        if self.count == 0:
-            raise UsageError("TFB has no anchor questions; give the data a training or validation split")
-        self.plain_loss = self._mean(plain)
-
-    def loss(self, predict: Predict) -> float:
-        """Mean negative log-likelihood of the labels, over all processes."""
-        return self._mean(self._predictions(predict))
-
-    def _mean(self, predictives: Iterable[Predictive]) -> float:
-        losses = [p.nll(label).sum() for p, label in zip(predictives, self._labels, strict=True)]
-        total = torch.stack(losses).sum() if losses else torch.zeros((), dtype=torch.float64, device=self._device)
-        return float(self._reduce(total, reduce_op="sum")) / self.count
-
-    def _predictions(self, predict: Predict) -> Iterator[Predictive]:
-        for batch in self._batches:
-            yield predict(move_data_to_device(batch, self._device))
+def _layers(start: TFBPosterior) -> dict[str, list[str]]:
+    """The names of the updates, layer by layer."""
+    layers: dict[str, list[str]] = {}
+    for name in start.sigma:
+        layer = re.search(r"\.\d+\.", name)
+        layers.setdefault(layer[0] if layer else name, []).append(name)
+    return layers
 
 
 def _adapter(pl_module: L.LightningModule) -> dict[str, Tensor]:

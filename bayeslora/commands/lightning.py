@@ -10,15 +10,18 @@ from typing import Any, Literal
 from jsonargparse import ActionYesNo
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 import bayeslora.datamodules
 import bayeslora.lightning_modules
 from bayeslora.callbacks.ensemble import Ensemble
+from bayeslora.callbacks.progress_line import ProgressLine
 from bayeslora.callbacks.run_folder import AtomicCheckpointIO, RunFolder, holds_files, refuse_second_fit
 from bayeslora.commands.arguments import configurations_first
 from bayeslora.commands.checkpoints import LAST, checkpoint_config, members_beyond_checkpoint, resolve, resumes
+from bayeslora.commands.class_list import classes_asked_for
 from bayeslora.commands.folder_lock import folder_locks, lock_folder
 from bayeslora.commands.gpu import gpu_precision, workspaces_as_chosen
 from bayeslora.commands.old_names import current_names
@@ -57,6 +60,9 @@ def run(args: list[str], command_line: type[CommandLine] | None = None) -> int:
         command_line: The class of the parser; None takes the package's own.
     """
     quiet()
+    if (classes := classes_asked_for(args)) is not None:
+        print(classes)
+        return 0
     trusted = FLAG in args
     args = configurations_first([arg for arg in args if arg != FLAG])
     with folder_locks(), ExitStack() as files:
@@ -178,7 +184,11 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the run folder's callbacks, a logger in it, and a GPU's own mixed precision on one."""
         config = self.config_init[self.subcommand].trainer
-        trainer = {"callbacks": config.callbacks or []} if leaves_nothing(config) else self._what_a_run_keeps(config)
+        trainer: dict[str, Any] = (
+            {"callbacks": [*_bar(config), *(config.callbacks or [])]}
+            if leaves_nothing(config)
+            else self._what_a_run_keeps(config)
+        )
         if config.precision is None and (precision := gpu_precision(config.accelerator)):
             trainer["precision"] = precision
         with workspaces_as_chosen():
@@ -188,7 +198,7 @@ class CommandLine(LightningCLI):
         """The trainer's options that fill the run folder: callbacks, the way checkpoints are written, a logger."""
         members = [Ensemble(self.store)] if self.subcommand == "fit" and isinstance(self.model, LoRAEnsemble) else []
         run = stage_callbacks(self.subcommand, self._root, self.config_init[self.subcommand])
-        callbacks = [SignalGate(), *(config.callbacks or []), *members, RunFolder(), *run]
+        callbacks = [SignalGate(), *_bar(config), *(config.callbacks or []), *members, RunFolder(), *run]
         plugins = _as_list(config.plugins)
         plugins += [AtomicCheckpointIO(), *scheduler_plugins(plugins)]
         trainer: dict[str, Any] = {"callbacks": callbacks, "plugins": plugins}
@@ -224,6 +234,12 @@ def keep_by_content(data: Any) -> None:
 def leaves_nothing(trainer: Any) -> bool:
     """Whether a trainer's options ask for a trial that leaves no files, as Lightning's debugging options do."""
     return bool(trainer.fast_dev_run) or bool(trainer.barebones)
+
+
+def _bar(trainer: Any) -> list[ProgressBar]:
+    """The progress of a command, where neither another is asked for nor none."""
+    own = any(isinstance(callback, ProgressBar) for callback in trainer.callbacks or [])
+    return [] if own or trainer.barebones or trainer.enable_progress_bar is False else [ProgressLine()]
 
 
 def _field(backbone: Any, name: str) -> Any:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sized
+from typing import TypeVar
+
 import lightning as L
+
+Item = TypeVar("Item")
 
 
 def bar_is_shown(trainer: L.Trainer | None) -> bool:
@@ -20,3 +25,17 @@ def bar_is_shown(trainer: L.Trainer | None) -> bool:
     """
     bar = None if trainer is None else trainer.progress_bar_callback
     return bar is not None and getattr(bar, "is_enabled", True)
+
+
+def tracked(trainer: L.Trainer, items: Iterable[Item], what: str) -> Iterable[Item]:
+    """The items one by one, with a bar for them where a progress bar is shown at all.
+
+    Args:
+        trainer: Whose bar it is.
+        items: What is gone through.
+        what: What the bar says.
+    """
+    from rich.progress import track
+
+    total = len(items) if isinstance(items, Sized) else None
+    return track(items, what, total=total, disable=not bar_is_shown(trainer))

@@ -10,6 +10,7 @@ import torch
 
 from bayeslora import TFB, Backbone, BLoBModule, CLoRAModule, LoRA, LoRAModule, Predictions, UsageError
 from bayeslora.callbacks.run_folder import RunFolder
+from bayeslora.callbacks.tfb_search import Anchors
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.posteriors.tfb import TFBPosterior
@@ -91,6 +92,32 @@ def test_a_scale_for_every_layer(finished: Path, data: Path, tmp_path: Path) -> 
     layers = {name.split(".layers.")[1][0]: value for name, value in posterior.sigma.items()}
     assert len(layers) == len(set(layers.values())) == len(set(posterior.sigma.values())) == 2
     assert posterior.record["change"] <= 0.02
+
+
+def test_a_search_that_was_killed_goes_on(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    whole = found(tmp_path / "whole", tuned(finished), batches(data)).posterior
+    assert "about 7 passes over 32 questions with 4 samples each" in capsys.readouterr().out
+    measure, passes = Anchors.loss, []
+
+    def loss(self: Anchors, *args: object) -> float:
+        if len(passes) == 2:
+            raise KeyboardInterrupt
+        passes.append(measure(self, *args))
+        return passes[-1]
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Anchors, "loss", loss)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            found(tmp_path / "killed", tuned(finished), batches(data))
+    later: list[float] = []
+    monkeypatch.setattr(Anchors, "loss", lambda self, *args: later.append(measure(self, *args)) or later[-1])
+    assert found(tmp_path / "killed", tuned(finished), batches(data)).posterior.sigma == whole.sigma
+    alone: list[float] = []
+    monkeypatch.setattr(Anchors, "loss", lambda self, *args: alone.append(measure(self, *args)) or alone[-1])
+    found(tmp_path / "alone", tuned(finished), batches(data))
+    assert [*passes, *later] == alone
 
 
 def test_predicts_with_its_bank_and_says_so(finished: Path, data: Path, tmp_path: Path) -> None:

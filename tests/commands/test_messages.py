@@ -61,7 +61,9 @@ def test_any_seed_will_do(place: str, data: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_at_its_end_says_so(finished: Path, data: Path) -> None:
-    with pytest.warns(UserWarning, match=r"nothing was left to train: .* raise --trainer.max_epochs") as said:
+    with pytest.warns(
+        UserWarning, match=r"nothing was left to train: .* raise max_epochs or max_steps \(--trainer.max_epochs\)"
+    ) as said:
         assert main(arguments("fit", finished, data, "--ckpt_path=last")) == 0
     assert not any("is not empty" in str(warning.message) for warning in said)
 
