@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -14,6 +15,7 @@ from bayeslora.curvature.jacobian import Directions
 from bayeslora.errors import UsageError
 
 Uses = list[tuple[str, Tensor, Tensor]]  # a layer's path, its input, its output
+Layers = dict[str, dict[str, str]]  # a layer's path to the names of what it holds, by weight and bias
 _SHOWN = 4  # parameters that a refusal names
 _PRODUCTS: dict[type[nn.Module], str] = {
     nn.Linear: "bto,bti->boi",
@@ -43,9 +45,12 @@ def linear_jacobian(
         UsageError: a parameter that is no linear layer's, or a layer that is not applied question by question.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        with _recording(module, _paths(module, names)) as uses:
+        batch = apply_to_collection(batch, Tensor, torch.clone)  # one made in inference mode cannot be in a graph
+        check_linear(module, names)
+        layers = _layers(module, names)
+        with _recording(module, layers) as uses:
             logits = logits_fn(batch)
-        _check_uses(uses, names, len(logits))
+        _check_uses(uses, layers, names, len(logits))
         contrasts = (logits[:, 1:] - logits[:, :1]).nan_to_num(neginf=0.0, posinf=0.0)
         if directions is not None:
             contrasts = torch.einsum("bc,bcd->bd", contrasts, directions(logits.detach()).to(contrasts.dtype))
@@ -61,18 +66,21 @@ def linear_jacobian(
             for (path, inner, _), gradient in zip(uses, gradients, strict=True):
                 product = _product(module.get_submodule(path))
                 assert product is not None  # the names were checked
-                _add(jacobian, index, path, (inner, gradient), product)
+                _add(jacobian, index, layers[path], (inner, gradient), product)
     return logits.detach(), jacobian
 
 
 @torch.no_grad()
-def _add(jacobian: dict[str, Tensor], index: int, path: str, pair: tuple[Tensor, Tensor], product: str) -> None:
+def _add(
+    jacobian: dict[str, Tensor], index: int, own: dict[str, str], pair: tuple[Tensor, Tensor], product: str
+) -> None:
     inner, gradient = pair
     wide = torch.promote_types(gradient.dtype, torch.float32)
     outer, inner = (t.to(wide).reshape(len(t), -1, t.shape[-1]) for t in (gradient, inner))
     for kind, value in (("weight", lambda: torch.einsum(product, outer, inner)), ("bias", lambda: outer.sum(1))):
-        if (own := jacobian.get(f"{path}.{kind}".lstrip("."))) is not None:
-            own[:, index] += value().to(own.dtype)
+        if kind in own:
+            rows = jacobian[own[kind]]
+            rows[:, index] += value().to(rows.dtype)
 
 
 def check_linear(module: nn.Module, names: Sequence[str]) -> None:
@@ -85,8 +93,13 @@ def check_linear(module: nn.Module, names: Sequence[str]) -> None:
     Raises:
         UsageError: naming those that are no linear layer's, and how to freeze them.
     """
-    layers = {name: module.get_submodule(name.rpartition(".")[0]) for name in names}
-    others = {name: type(layer).__name__ for name, layer in layers.items() if _product(layer) is None}
+    layers = {path: (module.get_submodule(path), own) for path, own in _layers(module, names).items()}
+    others = {
+        name: type(layer).__name__
+        for layer, own in layers.values()
+        for name in own.values()
+        if _product(layer) is None
+    }
     if others:
         shown = ", ".join(f"{name} ({kind})" for name, kind in list(others.items())[:_SHOWN])
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
@@ -100,16 +113,21 @@ def _product(layer: nn.Module) -> str | None:
     return next((product for kind, product in _PRODUCTS.items() if isinstance(layer, kind)), None)
 
 
-def _paths(module: nn.Module, names: Sequence[str]) -> list[str]:
-    check_linear(module, names)
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+def _layers(module: nn.Module, names: Sequence[str]) -> Layers:
+    """The layers that hold the parameters; one that several layers share is at each of them."""
+    wanted = {id(parameter): name for name, parameter in module.named_parameters() if name in set(names)}
+    held = {
+        path: {kind: wanted[id(p)] for kind, p in layer.named_parameters(recurse=False) if id(p) in wanted}
+        for path, layer in module.named_modules()
+    }
+    return {path: own for path, own in held.items() if own}
 
 
 @contextmanager
-def _recording(module: nn.Module, paths: Sequence[str]) -> Iterator[Uses]:
+def _recording(module: nn.Module, layers: Layers) -> Iterator[Uses]:
     uses: Uses = []
     handles = []
-    for path in paths:
+    for path in layers:
 
         def note(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor, path: str = path) -> None:
             uses.append((path, args[0].detach(), output))
@@ -122,9 +140,9 @@ def _recording(module: nn.Module, paths: Sequence[str]) -> Iterator[Uses]:
             handle.remove()
 
 
-def _check_uses(uses: Uses, names: Sequence[str], questions: int) -> None:
-    used = {path for path, _, _ in uses}
-    wrong = [name for name in names if name.rpartition(".")[0] not in used]
+def _check_uses(uses: Uses, layers: Layers, names: Sequence[str], questions: int) -> None:
+    used = {name for path, _, _ in uses for name in layers[path].values()}
+    wrong = [name for name in names if name not in used]
     wrong += [path for path, inner, _ in uses if len(inner) != questions]
     if wrong:
         raise UsageError(
