@@ -93,13 +93,8 @@ def check_linear(module: nn.Module, names: Sequence[str]) -> None:
     Raises:
         UsageError: naming those that are no linear layer's, and how to freeze them.
     """
-    layers = {path: (module.get_submodule(path), own) for path, own in _layers(module, names).items()}
-    others = {
-        name: type(layer).__name__
-        for layer, own in layers.values()
-        for name in own.values()
-        if _product(layer) is None
-    }
+    layers = [(module.get_submodule(path), own) for path, own in _layers(module, names).items()]
+    others = {name: type(layer).__name__ for layer, own in layers for name in own.values() if _product(layer) is None}
     if others:
         shown = ", ".join(f"{name} ({kind})" for name, kind in list(others.items())[:_SHOWN])
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""

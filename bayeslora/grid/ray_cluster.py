@@ -101,7 +101,7 @@ def run_process(command: Sequence[str], threads: int, log: Path) -> int:
         log: File that what it says is added to.
 
     Returns:
-        Its exit status, as a value: Ray takes a ``SystemExit`` for the death of the worker.
+        Its exit status as a value, since Ray takes a ``SystemExit`` for the death of the worker.
     """
     import ray
 

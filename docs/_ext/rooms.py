@@ -60,9 +60,17 @@ def evaluate_annotations(app: Sphinx, function: Callable[..., Any], bound: bool)
             function.__annotations__ = get_type_hints(function)
 
 
+def keep_sentence(app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Napoleon takes what stands before a colon in a property's first line for its type, but not at the line's end."""
+    if what in ("attribute", "data", "property") and lines:
+        head, colon, tail = lines[0].partition(": ")
+        lines[:1] = [f"{head}:", tail] if colon else [head]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register."""
     app.connect("builder-inited", write_pages, priority=1)
     app.connect("autodoc-before-process-signature", evaluate_annotations)
+    app.connect("autodoc-process-docstring", keep_sentence, priority=400)
     app.connect("autodoc-skip-member", leave_out_public)
     return {"parallel_read_safe": True}

@@ -20,12 +20,14 @@ def template(node: ast.expr) -> str:
     return "\0"
 
 
-MESSAGES = [
-    template(call.args[0])
-    for file in (ROOT / "bayeslora").rglob("*.py")
-    for call in ast.walk(ast.parse(file.read_text()))
-    if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("UsageError", "RunError") and call.args
-]
+def messages(tree: ast.Module) -> list[str]:
+    """What a file's errors say, and its constants, which may be what one says."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args)
+    raised = [call.args[0] for call in calls if getattr(call.func, "id", "") in ("UsageError", "RunError")]
+    return [template(node) for node in raised + [n.value for n in tree.body if isinstance(n, ast.Assign)]]
+
+
+MESSAGES = [text for file in (ROOT / "bayeslora").rglob("*.py") for text in messages(ast.parse(file.read_text()))]
 
 
 @pytest.mark.parametrize("heading", HEADINGS)
