@@ -6,6 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from bayeslora.eigen import eigh
+
 Nodes = Callable[[int], tuple[Tensor, Tensor]]
 
 _TRAPEZOID_NODES = 513
@@ -75,7 +77,7 @@ def _draws(mean: Tensor, cov: Tensor, own: Tensor, nodes: Nodes) -> tuple[Tensor
     """Draws ``[S, b, K]`` of laws over the d dimensions ``own [b, d]`` each, and their weights ``[S]``."""
     d, row = own.shape[-1], torch.arange(len(own), device=own.device)
     points, weights = (t.to(cov.device) for t in nodes(max(d, 1)))
-    values, vectors = torch.linalg.eigh(cov[row[:, None, None], own[:, :, None], own[:, None, :]].double())
+    values, vectors = eigh(cov[row[:, None, None], own[:, :, None], own[:, None, :]].double())
     root = vectors * values.clamp(min=0).sqrt()[:, None, :]
     contrasts = mean.gather(-1, own).double() + torch.einsum("bij,sj->sbi", root, points[:, :d])
     wide = torch.full((len(points), *mean.shape), -torch.inf, dtype=torch.float64, device=mean.device)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import LlamaModel
 
+from bayeslora.callbacks.decision import Decision
 from bayeslora.callbacks.laplace import Laplace
 from bayeslora.callbacks.posterior import SavedPosteriors
 from bayeslora.callbacks.predictions import Predictions
@@ -30,6 +31,7 @@ from bayeslora.lightning_modules.lora import LoRAModule
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.scalabl import ScalaBLModule
 from bayeslora.models.loading import Backbone, LoRA
+from bayeslora.posteriors.on_device import OnDevice
 from bayeslora.posteriors.state import save_posterior
 
 SITES = LoRA(r=2, dropout=0.1, target_modules=["q_proj", "v_proj"])
@@ -48,6 +50,7 @@ MODULES: dict[str, Callable[[Backbone], MultipleChoiceModule]] = {
 EVERY_STEP: dict[str, Any] = {"start": 1, "unit": "step", "rank": 2, "samples": 2}
 CALLBACKS: dict[str, Callable[[], L.Callback]] = {
     "temperature": Temperature,
+    "decision": Decision,
     "swag": lambda: SWAG(**EVERY_STEP),
     "swag_linearised": lambda: SWAG(**EVERY_STEP, predict="linearised"),
     "checkpoints": lambda: SWAG(**EVERY_STEP, mode="checkpoints"),
@@ -166,6 +169,17 @@ def test_every_forward_of_a_callback_is_in_autocast(name: str, tmp_path: Path) -
         fitted_and_tested(tmp_path, MODULES["mle"](Backbone()), CALLBACKS[name]())
     assert seen
     assert all(seen)
+
+
+@pytest.mark.parametrize("name", ["swag_linearised", "laplace_full"])
+def test_an_evaluation_leaves_nothing_of_a_posterior_on_its_device(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed, place = [], OnDevice.placed
+    monkeypatch.setattr(OnDevice, "placed", lambda self, *given: placed.append(self) or place(self, *given))
+    fitted_and_tested(tmp_path, MODULES["mle"](Backbone()), CALLBACKS[name]())
+    assert placed
+    assert all(posterior._placed is None for posterior in placed)
 
 
 def test_every_forward_with_saved_posteriors_is_in_autocast(tmp_path: Path) -> None:

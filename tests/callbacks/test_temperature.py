@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from bayeslora.callbacks import temperature
 from bayeslora.callbacks.temperature import HIGHEST, LOWEST, Temperature, fit_temperature
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.prediction_path import prediction_path
@@ -179,6 +180,15 @@ def test_batches_can_be_given_and_an_ordinary_datamodule_serves(tmp_path: Path) 
     assert given.temperature == own.temperature
     with pytest.raises(UsageError, match="val_batches"):
         _trainer(tmp_path / "none", Temperature(**functions)).test(module, loader(2), verbose=False)
+
+
+def test_a_temperature_is_found_on_the_questions_of_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(temperature, "_of_all_ranks", lambda own: own + own)
+    monkeypatch.setattr(temperature, "fit_temperature", lambda found, *_: asked.append(len(found)) or 1.0)
+    functions: dict = {"logits_fn": lambda module, batch: module.net(batch[0]), "label_fn": lambda batch: batch[1]}
+    _trainer(tmp_path, Temperature(**functions)).test(Foreign(), loader(2), verbose=False)
+    assert asked == [2 * len(Foreign().val_dataloader())]
 
 
 _RANK = """

@@ -3,12 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
-from bayeslora.curvature.fit import _announce, fit_full
+from bayeslora.curvature.fit import _SMALL, _SMALL_ON_GPU, _announce, fit_full
 from bayeslora.curvature.jacobian import contrast_jacobian
 from bayeslora.curvature.rows import select_questions
 from bayeslora.errors import RunError, UsageError
@@ -109,6 +110,24 @@ def test_a_long_decomposition_is_announced(capsys: pytest.CaptureFixture, monkey
     assert capsys.readouterr().out == ""
     _announce(torch.eye(40, dtype=torch.float64)[None])
     assert "eigendecomposition of 40 rows will take about" in capsys.readouterr().out
+
+
+def test_on_a_gpu_a_larger_one_is_timed_and_not_the_first() -> None:
+    """A small one leaves a GPU idle, and its first call loads libraries: both make the estimate far too high."""
+
+    class OnGPU(torch.Tensor):
+        @property
+        def is_cuda(self) -> bool:  # type: ignore[override]
+            return True
+
+    sizes: list[int] = []
+    plain = torch.linalg.eigh
+    with patch.object(torch.linalg, "eigh", lambda matrix: sizes.append(len(matrix)) or plain(matrix)):
+        for size, expected in ((600, []), (700, [64, 640])):
+            with patch("bayeslora.curvature.fit._SMALL_ON_GPU", 640):
+                _announce(torch.zeros(1, size, size, dtype=torch.float64).as_subclass(OnGPU))
+            assert sizes == expected
+    assert _SMALL_ON_GPU > 4 * _SMALL
 
 
 def test_data_twice_over_doubles_the_curvature_and_never_widens(model: AnswerModel) -> None:

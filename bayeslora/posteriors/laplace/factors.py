@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from bayeslora.eigen import eigh
+
 OVERSAMPLING = 10  # columns of a sketch beyond the rank that is asked for
 
 
@@ -64,7 +66,7 @@ class OuterSum:
         k is d where S is kept in full, else the rank; a sketch's eigenvalues are never above those of S.
         """
         if self.in_full:
-            values, vectors = torch.linalg.eigh((self._sum + self._sum.mT) / 2)
+            values, vectors = eigh((self._sum + self._sum.mT) / 2)
             return values.flip(0).clamp(min=0), vectors.flip(1)
         test = self._test_matrix
         shift = self.size**0.5 * torch.finfo(torch.float64).eps * self._sum.norm() + torch.finfo(torch.float64).tiny

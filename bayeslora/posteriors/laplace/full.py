@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayeslora.eigen import eigh
 from bayeslora.errors import UsageError
 from bayeslora.posteriors.on_device import OnDevice
 from bayeslora.posteriors.state import check_same_parameters, parameters_of, state_of
@@ -126,10 +127,10 @@ class FullPosterior(OnDevice):
 
     def _shrinkage(self) -> Tensor:
         r"""M of :meth:`sample`, :math:`H^{-1} [I - (I + H \mathrm{diag}(s) H)^{-1/2}] H^{-1}`, :math:`H^2 = V V^T`."""
-        values, vectors = torch.linalg.eigh(self.products)
+        values, vectors = eigh(self.products)
         values = values.clamp(min=torch.finfo(torch.float64).tiny)
         half, inverse = ((vectors * values**power) @ vectors.T for power in (0.5, -0.5))
-        curvatures, axes = torch.linalg.eigh(half * self.curvature @ half)
+        curvatures, axes = eigh(half * self.curvature @ half)
         return inverse @ (axes * (1 - (1 + curvatures.clamp(min=0)).rsqrt())) @ axes.T @ inverse
 
     def logit_covariance(self, jacobian: Mapping[str, Tensor]) -> Tensor:
@@ -195,5 +196,5 @@ class FullPosterior(OnDevice):
 
 def _positive(matrices: Tensor) -> Tensor:
     """Symmetric matrices ``[B, D, D]`` with eigenvalues below zero raised to it; rounding alone makes such."""
-    values, vectors = torch.linalg.eigh((matrices + matrices.mT) / 2)
+    values, vectors = eigh((matrices + matrices.mT) / 2)
     return (vectors * values.clamp(min=0)[:, None, :]) @ vectors.mT

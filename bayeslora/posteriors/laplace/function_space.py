@@ -14,7 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bayeslora.errors import RunError, UsageError
+from bayeslora.eigen import eigh
+from bayeslora.errors import UsageError
 from bayeslora.posteriors.laplace.evidence import independent, joint
 from bayeslora.posteriors.laplace.full import FullPosterior
 from bayeslora.posteriors.laplace.grams import ROWS, Grams, columns_of, wide
@@ -209,17 +210,10 @@ class FunctionSpace:
 
 
 def eigendecomposition(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, largest first and none negative, and eigenvectors; on the CPU where a GPU does not find them.
+    """Eigenvalues, largest first and none negative, and eigenvectors.
 
     Raises:
         RunError: there are none.
     """
-    matrix = (matrix + matrix.T) / 2
-    try:
-        values, vectors = torch.linalg.eigh(matrix)
-    except torch.linalg.LinAlgError as error:
-        if matrix.device.type == "cpu":
-            raise RunError(f"the Gram matrix [{len(matrix)}] has no eigendecomposition: {error}") from error
-        values, vectors = (found.to(matrix.device) for found in eigendecomposition(matrix.cpu()))
-        return values, vectors
+    values, vectors = eigh((matrix + matrix.T) / 2)
     return values.flip(0).clamp(min=0), vectors.flip(1)
