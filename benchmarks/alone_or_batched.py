@@ -10,10 +10,11 @@ outliers are chosen over all rows of a batch; on a CPU the package lets 8-bit la
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from measure import machine, quiet
 from torch import Tensor
 
@@ -29,6 +30,15 @@ KINDS = {  # name to quantisation, precision, and whether 8-bit layers multiply 
     "8bit, float32": ("8bit", "32-true", False),
     "8bit, bf16-mixed": ("8bit", "bf16-mixed", False),
     "8bit, int8 products": ("8bit", "32-true", True),
+}
+TOLERANCES = {  # of a probability, as docs/serving.md states them
+    "float32": 5e-6,
+    "bf16-mixed": 1e-2,
+    "nf4, float32": 5e-6,
+    "nf4, bf16-mixed": 1e-2,
+    "8bit, float32": 5e-6,
+    "8bit, bf16-mixed": 1e-2,
+    "8bit, int8 products": 1e-3,
 }
 
 
@@ -56,7 +66,7 @@ class Difference:
 def served(kept: Kept, kind: str, size: int) -> Predictor:
     """The run's predictor in another arithmetic, with batches of ``size``."""
     quantization, precision, integers = KINDS[kind]
-    backbone = {**kept.arguments["backbone"], "quantization": quantization}
+    backbone = {**(kept.arguments.get("backbone") or {}), "quantization": quantization}
     arguments = {**kept.arguments, "backbone": backbone}
     predictor = Predictor(replace(kept, arguments=arguments, precision=precision, batch_size=size), "cpu")
     for module in predictor.module.modules():
@@ -70,7 +80,7 @@ def compare(kept: Kept, kind: str, size: int, count: int) -> Difference:
     predictor = served(kept, kind, size)
     prepared = predictor.prepare(SyntheticDataModule(ood=[], max_test=count).questions("synthetic"))
     batched, again = (predictor.predict(prepared).probs for _ in range(2))
-    alone = _stacked(predictor, prepared, batched.shape[1])
+    alone = _alone(predictor, prepared, batched.shape[1])
     apart = (batched - alone).abs().amax(-1)
     choices = int((batched.argmax(-1) != alone.argmax(-1)).sum())
     return Difference(
@@ -78,21 +88,19 @@ def compare(kept: Kept, kind: str, size: int, count: int) -> Difference:
     )
 
 
-def _stacked(predictor: Predictor, prepared: Sequence[Prepared], width: int) -> Tensor:
-    from torch import cat
-    from torch.nn.functional import pad
-
+def _alone(predictor: Predictor, prepared: Sequence[Prepared], width: int) -> Tensor:
     parts = (predictor.predict([one]).probs for one in prepared)
-    return cat([pad(part, (0, width - part.shape[1])) for part in parts])
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
-def table(rows: Iterator[Difference]) -> Iterator[str]:
+def table(rows: Iterable[Difference]) -> Iterator[str]:
     """The comparison in Markdown, line by line."""
-    yield "| arithmetic | largest difference | at the median question | same batches again | other choice |"
-    yield "|---|--:|--:|--:|--:|"
+    yield "| arithmetic | largest difference | at the median question | same batches again | other choice | tolerance |"
+    yield "|---|--:|--:|--:|--:|--:|"
     for row in rows:
         yield (
-            f"| {row.kind} | {row.largest:.1e} | {row.usual:.1e} | {row.again:.1e} | {row.choices} of {row.questions} |"
+            f"| {row.kind} | {row.largest:.1e} | {row.usual:.1e} | {row.again:.1e} "
+            f"| {row.choices} of {row.questions} | {TOLERANCES[row.kind]:.0e} |"
         )
 
 

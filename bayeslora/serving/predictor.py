@@ -53,7 +53,7 @@ class Predictor:
     """Answers questions as a run's own test answered its own, whatever the run's method.
 
     Everything comes from the run folder's ``serving/``: no training data are read, and nothing is fitted. A question
-    gets the same answer alone and in any batch, up to the arithmetic of the batch's shape (1e-6 in float32).
+    gets the same answer alone and in any batch, up to the arithmetic of the batch's shape (5e-6 in float32).
 
     Args:
         kept: What a test has kept.
