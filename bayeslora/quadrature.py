@@ -1,4 +1,4 @@
-"""Nodes and weights that integrate a function against a standard normal density."""
+"""Integrals against a normal density by nodes and weights, and the eigendecomposition of its covariance."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from bayeslora.eigen import eigh
+from bayeslora.errors import RunError
 
 Nodes = Callable[[int], tuple[Tensor, Tensor]]
 
@@ -82,3 +82,20 @@ def _draws(mean: Tensor, cov: Tensor, own: Tensor, nodes: Nodes) -> tuple[Tensor
     contrasts = mean.gather(-1, own).double() + torch.einsum("bij,sj->sbi", root, points[:, :d])
     wide = torch.full((len(points), *mean.shape), -torch.inf, dtype=torch.float64, device=mean.device)
     return wide.scatter(-1, own.expand(len(points), -1, -1), contrasts), weights
+
+
+def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``[..., d]``, smallest first, and eigenvectors ``[..., d, d]`` of symmetric matrices ``[..., d, d]``.
+
+    A GPU's solvers are iterative and may end without a result where LAPACK has one: the CPU is asked then.
+
+    Raises:
+        RunError: there is none, as for numbers that are not finite.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrices)
+    except torch.linalg.LinAlgError as error:
+        if matrices.device.type == "cpu":
+            raise RunError(f"a matrix {list(matrices.shape)} has no eigendecomposition: {error}") from error
+        values, vectors = (found.to(matrices.device) for found in eigh(matrices.cpu()))
+    return values, vectors

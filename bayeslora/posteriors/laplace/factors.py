@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from bayeslora.eigen import eigh
+from bayeslora.quadrature import eigh
 
 OVERSAMPLING = 10  # columns of a sketch beyond the rank that is asked for
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora.eigen import eigh
 from bayeslora.errors import UsageError
 from bayeslora.posteriors.on_device import OnDevice
 from bayeslora.posteriors.state import check_same_parameters, parameters_of, state_of
+from bayeslora.quadrature import eigh
 
 _COLUMNS = 16384  # of one parameter's directions that are held in float64 at a time
 _ROUNDING = 1e-3  # most that float32 products may lose of the smallest variance before float64 ones are taken

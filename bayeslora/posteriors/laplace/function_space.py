@@ -14,13 +14,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bayeslora.eigen import eigh
 from bayeslora.errors import UsageError
 from bayeslora.posteriors.laplace.evidence import independent, joint
 from bayeslora.posteriors.laplace.full import FullPosterior
 from bayeslora.posteriors.laplace.grams import ROWS, Grams, columns_of, wide
 from bayeslora.posteriors.laplace.shards import Shards, pieces
 from bayeslora.posteriors.laplace.softmax import apply_roots, blockwise
+from bayeslora.quadrature import eigh
 
 TOLERANCE = 1e-6
 
