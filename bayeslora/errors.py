@@ -6,6 +6,10 @@ import errno
 from collections.abc import Iterable
 
 
+# How torch (by the size of what was to be written) and other libraries say that nothing more could be written.
+_FULL_DISK = ("unexpected pos", "iostream error", "No space left")
+
+
 class UsageError(ValueError):
     """What was asked for cannot be done: the message says what was given, what is allowed, what to do.
 
@@ -72,11 +76,7 @@ def in_one_line(error: Exception) -> str:
         error: Any exception that is none of this package's own.
     """
     text = " ".join(str(error).split()) or type(error).__name__
-    if (
-        (isinstance(error, OSError) and error.errno == errno.ENOSPC)
-        or "unexpected pos" in text
-        or "No space left" in text
-    ):
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or any(said in text for said in _FULL_DISK):
         return f"the disk is full, or was when a file was written ({text}); what had been written before is whole"
     if isinstance(error, ModuleNotFoundError):
         return f"{text}; install the package it belongs to, or leave out what needs it"

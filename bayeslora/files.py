@@ -15,6 +15,7 @@ from typing import Any
 
 from bayeslora.errors import UsageError
 
+RUN_FILE = "run.json"  # what a run folder says of itself
 PREDICTION_FILE = "predictions.parquet"  # what a run predicted, in the folder of a test
 _CHECKSUM = "sha256"
 # What a process that is killed leaves: the process has its machine's name, but in files of before.
@@ -104,7 +105,7 @@ def write_record(path: Path | str, value: dict[str, Any]) -> None:
         path: The file to write.
         value: What is written; plain JSON values.
     """
-    write_json(path, {**value, _CHECKSUM: _checksum(value)})
+    write_json(path, with_checksum(value))
 
 
 def read_record(path: Path | str, remedy: str) -> dict[str, Any]:
@@ -117,16 +118,58 @@ def read_record(path: Path | str, remedy: str) -> dict[str, Any]:
     Raises:
         UsageError: it is no JSON object, or not what was written.
     """
-    try:
-        record = json.loads(Path(path).read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"{path} is damaged ({error}); {remedy}") from error
-    if not isinstance(record, dict):
-        raise UsageError(f"{path} is damaged (no JSON object); {remedy}")
-    checksum = record.pop(_CHECKSUM, None)
-    if checksum is not None and checksum != _checksum(record):
+    return checked(read_object(path, remedy), path, remedy)
+
+
+def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with a checksum of its own content; :func:`checked` takes it off."""
+    return {**value, _CHECKSUM: _checksum(value)}
+
+
+def checked(record: dict[str, Any], path: Path | str, remedy: str) -> dict[str, Any]:
+    """What :func:`with_checksum` was given; an object without a checksum, of an earlier version, as it is.
+
+    Args:
+        record: The object.
+        path: The file it was read from.
+        remedy: What to do about a damage, for the error's message.
+
+    Raises:
+        UsageError: it is not what was written.
+    """
+    held = {key: value for key, value in record.items() if key != _CHECKSUM}
+    if _CHECKSUM in record and record[_CHECKSUM] != _checksum(held):
         raise UsageError(f"{path} is damaged (it is not what was written there); {remedy}")
-    return record
+    return held
+
+
+def read_object(path: Path | str, remedy: str) -> dict[str, Any]:
+    """The JSON object of a file that anybody may have written.
+
+    Args:
+        path: The file.
+        remedy: What to do about a damage, for the error's message.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        found = json.loads(Path(path).read_text())
+    except (ValueError, RecursionError) as error:  # no text, no JSON, too deep, or a number of too many digits
+        raise UsageError(f"{path} is damaged ({error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is damaged (no JSON object); {remedy}")
+    return found
+
+
+def run_record(root: Path) -> dict[str, Any]:
+    """What ``run.json`` of a run folder says; empty where there is none.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    file = root / RUN_FILE
+    return read_record(file, "move it away, results do not depend on it") if file.is_file() else {}
 
 
 def file_checksum(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +18,14 @@ from bayeslora.callbacks.posterior import weight_sets
 from bayeslora.callbacks.predictions import Predictions
 from bayeslora.datamodules.multiple_choice import VALIDATION, MultipleChoiceDataModule
 from bayeslora.errors import UsageError
-from bayeslora.files import write_json
+from bayeslora.files import read_record, write_record
 from bayeslora.lightning_modules.prediction_path import LogitsFn, prediction_path
 from bayeslora.models.in_place import evaluation_mode
 from bayeslora.posteriors.products import cosine, product_gram
 from bayeslora.types import CONTRACT_VERSION
 
 FOLDER = "dynamics"
+_REMEDY = "remove it and the epochs after it, which are evaluated again"
 Loaders = Mapping[str, Any]  #: Name of a set of questions to what gives its batches.
 
 
@@ -126,7 +126,7 @@ class Dynamics(L.Callback):
         epoch, digest = _epochs(trainer), tensors_digest(sorted(one.items()) for one in weight_sets(pl_module))
         file = self.folder(trainer) / f"epoch-{epoch:03d}.parquet"
         record = file.with_suffix(".json")
-        if record.is_file() and file.is_file() and json.loads(record.read_text())["weights"] == digest:
+        if record.is_file() and file.is_file() and read_record(record, _REMEDY).get("weights") == digest:
             return
         trainer.strategy.barrier("dynamics")  # every process has looked
         if trainer.is_global_zero:
@@ -136,7 +136,7 @@ class Dynamics(L.Callback):
             ids, gram = _members(pl_module)
             distances = {"gram": gram.tolist(), "cosine": _json(cosine(gram))}
             header = {"schema": CONTRACT_VERSION, "epoch": epoch, "step": trainer.global_step, "weights": digest}
-            write_json(record, {**header, "members": ids, **distances})
+            write_record(record, {**header, "members": ids, **distances})
         trainer.strategy.barrier("dynamics")
 
     def _predict(self, trainer: L.Trainer, pl_module: L.LightningModule, file: Path) -> None:

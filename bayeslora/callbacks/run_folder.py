@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from bayeslora import __version__
 from bayeslora.errors import UsageError
-from bayeslora.files import replacing, write_json
+from bayeslora.files import RUN_FILE, replacing, run_record, write_record
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.noise import KEYED_BY
 from bayeslora.posteriors.state import save_posterior
@@ -74,7 +73,7 @@ class RunFolder(L.Callback):
                 f"nothing was left to train: the run has had its {trainer.max_epochs} epochs or {trainer.max_steps} "
                 "steps; raise max_epochs or max_steps (--trainer.max_epochs) to train on"
             )
-        spent = _run_record(trainer).get("train_seconds", 0.0) + time.monotonic() - self._started
+        spent = run_record(Path(trainer.default_root_dir)).get("train_seconds", 0.0) + time.monotonic() - self._started
         self._note(trainer, {"train_seconds": round(spent, 3), "peak_bytes": _peak_bytes(trainer)})
         if trainer.is_global_zero:
             _save(trainer, pl_module)
@@ -83,7 +82,7 @@ class RunFolder(L.Callback):
         """Start the clock; note the run where nothing was trained in this folder."""
         self._start(trainer)
         _say_if_other_noise(trainer)
-        if not _run_record(trainer):
+        if not run_record(Path(trainer.default_root_dir)):
             self._note(trainer, {**_environment(), **_identity(trainer, pl_module)})
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -102,7 +101,8 @@ class RunFolder(L.Callback):
 
     def _note(self, trainer: L.Trainer, values: dict[str, Any]) -> None:
         if trainer.is_global_zero:
-            write_json(_record_file(trainer), {"schema": SCHEMA, **_run_record(trainer), **values})
+            root = Path(trainer.default_root_dir)
+            write_record(root / RUN_FILE, {"schema": SCHEMA, **run_record(root), **values})
 
 
 def _save(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -146,24 +146,9 @@ def holds_files(path: Path) -> bool:
     return path.is_file() or any(inner.is_file() for inner in path.rglob("*"))
 
 
-def _record_file(trainer: L.Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "run.json"
-
-
-def _run_record(trainer: L.Trainer) -> dict[str, Any]:
-    file = _record_file(trainer)
-    try:
-        record = json.loads(file.read_text()) if file.exists() else {}
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"{file} is damaged ({error}); move it away, results do not depend on it") from error
-    if not isinstance(record, dict):
-        raise UsageError(f"{file} is damaged (no JSON object); move it away, results do not depend on it")
-    return record
-
-
 def _say_if_other_noise(trainer: L.Trainer) -> None:
     """Say so where a run was made with noise that depended on where a question stood."""
-    record = _run_record(trainer)
+    record = run_record(Path(trainer.default_root_dir))
     if record and "noise" not in record:
         rank_zero_warn(
             "this run was made when noise was drawn by a question's dataset and row; it is now drawn by its tokens. "

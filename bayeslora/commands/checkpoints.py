@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import yaml
 
-from bayeslora.commands.trust import read_config, refuse_unknown_classes
+from bayeslora.commands.saved_config import read_sealed
+from bayeslora.commands.trust import refuse_unknown_classes
 from bayeslora.errors import UsageError
 from bayeslora.posteriors.members.store import DAMAGED, DONE, FOLDER, MemberStore
 
@@ -106,7 +107,7 @@ def checkpoint_config(args: list[str], trusted: bool = False) -> Iterator[list[s
     root = run_of(path)
     given = any(arg in ("-c", "--config") or arg.startswith("--config=") for arg in args)
     if not given and root is not None and (saved := root / "fit-config.yaml").exists():
-        config = {key: value for key, value in read_config(saved).items() if key in _TAKEN}
+        config = {key: value for key, value in read_sealed(saved).items() if key in _TAKEN}
         config.setdefault("trainer", {})["default_root_dir"] = str(root)
     else:
         saved = Path(path)

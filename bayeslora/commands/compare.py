@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from bayeslora.commands import parsers
 from bayeslora.errors import UsageError
-from bayeslora.files import PREDICTION_FILE, replacing
+from bayeslora.files import PREDICTION_FILE, replacing, run_record
 from bayeslora.results.comparison.comparison import Comparison, Run
 from bayeslora.results.comparison.latex import latex_text
 from bayeslora.results.comparison.page import Section, page
@@ -101,8 +100,7 @@ def _load(source: Path | str) -> list[Run]:
 
 def _load_one(place: Path, name: str | None) -> Run:
     found = read_predictions(place / PREDICTION_FILE)
-    file = place.parent / "run.json"
-    record = json.loads(file.read_text()) if file.is_file() else {}
+    record = run_record(place.parent)
     return Run(place, name or found.method, found.seed, dict(found.datasets), record, rule=rule_beside(place))
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from bayeslora.callbacks.predictions import Predictions
 from bayeslora.callbacks.report import Report
 from bayeslora.commands.checkpoints import load
+from bayeslora.commands.saved_config import seal
 from bayeslora.serving.keep import KeepForServing
 from bayeslora.signals import Stopped, current_handler
 
@@ -25,8 +26,7 @@ class SaveStageConfig(SaveConfigCallback):
         if trainer.fast_dev_run or trainer.barebones:  # type: ignore[attr-defined]
             return
         file = Path(trainer.default_root_dir) / f"{_stage(trainer)}-config.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(file), skip_none=False, overwrite=True, multifile=False)
+        seal(file, self.parser.dump(self.config, skip_none=False).encode())
 
 
 class SignalGate(Callback):

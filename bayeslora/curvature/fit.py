@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from bayeslora.curvature.rows import Network, collect
 from bayeslora.curvature.stages import accumulate
 from bayeslora.curvature.structures import BLOCK_STRUCTURES, accumulators, gaussian
 from bayeslora.errors import UsageError, require_choice
-from bayeslora.files import write_json
+from bayeslora.files import read_record, write_record
 from bayeslora.posteriors.laplace.cells import cells_of, names_of
 from bayeslora.posteriors.laplace.curvature import BlockCurvature, Curvature, Groups
 from bayeslora.posteriors.laplace.fit import CENTRES, Fit, distances
@@ -139,7 +138,7 @@ def fit_full(task: Task) -> Fit:
         initial = state_of("initial", task.initial or {})
         save_checked(task.folder / _WEIGHTS, {**state_of("mean", mean), **initial}, task.key)
         plain = {"format": FORMAT, "key": task.key, "names": names, "figures": figures, "max_bytes": task.max_bytes}
-        write_json(task.folder / _RECORD, {**plain, "dtype": str(task.dtype)})
+        write_record(task.folder / _RECORD, {**plain, "dtype": str(task.dtype)})
     return _full(mean, task.initial, grams, (train, validation), figures, task.max_bytes, task.dtype)
 
 
@@ -199,7 +198,7 @@ def load_full(folder: Path) -> Fit:
     """
     if not (folder / _RECORD).exists():
         raise UsageError(f"{folder} holds no complete fit ({_RECORD} is missing); run bayeslora laplace first")
-    record = json.loads((folder / _RECORD).read_text())
+    record = read_record(folder / _RECORD, "remove it and run bayeslora laplace again")
     if record.get("format") != FORMAT:
         raise UsageError(f"{folder} was left by another version of bayeslora; run bayeslora laplace again")
     state = load_checked(folder / _WEIGHTS, record["key"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -10,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from bayeslora.files import run_record
 from bayeslora.grid.cells import Cell
 from bayeslora.grid.specification import Grid
 
@@ -77,8 +77,7 @@ def estimates_table(grid: Grid, cells: Sequence[Cell]) -> Table:
 
 def _record(cell: Cell) -> dict[str, Any]:
     """What a finished cell's run folder says of its cost; nothing for one that is not finished."""
-    file = cell.folder / "run.json"
-    return json.loads(file.read_text()) if cell.done() and file.is_file() else {}
+    return run_record(cell.folder) if cell.done() else {}
 
 
 def _seconds(record: Mapping[str, Any]) -> float:

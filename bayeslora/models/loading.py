@@ -13,9 +13,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bayeslora.errors import UsageError, require, require_choice
+from bayeslora.files import read_object
 from bayeslora.models.hub import adapter_folder
 from bayeslora.models.pretrained import ADAPTER_CONFIG, cannot_load, resolve_pretrained
 from bayeslora.models.sites import ADAPTER, SiteContext, install_sites, plain_name
+from bayeslora.posteriors.state import check_files
 from bayeslora.streams import generator, global_draws, stream
 
 if TYPE_CHECKING:
@@ -346,6 +348,8 @@ def _check_adapter_folder(folder: Path) -> None:
         raise UsageError(f"backbone.adapter {folder} has no {ADAPTER_CONFIG}{where}")
     if not any((folder / name).is_file() for name in _ADAPTER_WEIGHTS):
         raise UsageError(f"backbone.adapter {folder} has no {_ADAPTER_WEIGHTS[0]}, the weights; restore it")
+    check_files(folder)
+    read_object(folder / ADAPTER_CONFIG, "restore it")
 
 
 def _first_line(error: Exception) -> str:

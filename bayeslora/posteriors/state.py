@@ -125,6 +125,16 @@ def base_of(directory: Path | str) -> str:
     return str(_record(Path(directory))["base"])
 
 
+def check_files(directory: Path | str) -> None:
+    """Check the files of a saved posterior against the checksums that were written with them; nothing elsewhere.
+
+    Raises:
+        UsageError: one is damaged or missing.
+    """
+    if (Path(directory) / _RECORD).is_file():
+        _record(Path(directory))
+
+
 def write_posterior(
     posterior: Posterior, folder: Path, adapter_config: Mapping[str, Any] | None = None, base: str = ""
 ) -> None:

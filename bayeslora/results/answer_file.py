@@ -213,9 +213,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        for batch in pq.ParquetFile(path).iter_batches(CHUNK):
+        for batch in pq.ParquetFile(path, page_checksum_verification=True).iter_batches(CHUNK):
             yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
+    except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}") from None
 
 

@@ -10,11 +10,13 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from bayeslora.errors import RunError, UsageError
 from bayeslora.files import replacing
 from bayeslora.results.answer_file import CHUNK, Row, check_ending, json_rows
+
+_PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 
 class AnswerWriter:
@@ -108,7 +110,7 @@ def _to_parquet(lines: Path, path: Path) -> None:
         names = dict.fromkeys(name for row in rows for name in row)
         found = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names}).schema
         schema = pa.unify_schemas([schema, found], promote_options="permissive")
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, **_PARQUET) as writer:
         for rows in _chunks(json_rows(lines)):
             writer.write_table(pa.Table.from_pylist(rows, schema))
 

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 
 from bayeslora.errors import UsageError
-from bayeslora.files import replacing
+from bayeslora.files import checked, replacing, with_checksum
 from bayeslora.metrics.answers import UNKNOWN, Answers
 from bayeslora.results.ragged import Lengths, from_lists, to_lists
 from bayeslora.types import CONTRACT_VERSION
@@ -86,8 +86,9 @@ def write_predictions(predictions: PredictionFile, path: Path) -> None:
         "temperature": predictions.temperature,
         "examples": {name: len(answers) for name, answers in predictions.datasets.items()},
     }
+    named = table.replace_schema_metadata({_METADATA: json.dumps(with_checksum(header))})
     with replacing(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(header)}), temporary, compression="zstd")
+        pq.write_table(named, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_predictions(path: Path) -> PredictionFile:
@@ -98,11 +99,20 @@ def read_predictions(path: Path) -> PredictionFile:
             repeated, or probabilities are not probabilities.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise UsageError(f"no predictions at {path}; `bayeslora test` writes them") from None
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UsageError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"{path} is damaged or no parquet file: {str(error).splitlines()[0]}") from None
+    try:
+        return _predictions(table, path)
+    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{path} is damaged ({type(error).__name__}: {error}); run the test again") from error
+
+
+def _predictions(table: pa.Table, path: Path) -> PredictionFile:
     header = _header(table, path)
     datasets = {}
     for name, expected in header["examples"].items():
@@ -143,7 +153,7 @@ def _header(table: pa.Table, path: Path) -> dict[str, Any]:
     raw = (table.schema.metadata or {}).get(_METADATA)
     if raw is None:
         raise UsageError(f"{path} was not written by bayeslora: its metadata does not say so")
-    header: dict[str, Any] = json.loads(raw)
+    header = checked(json.loads(raw), path, "run the test again")
     if header.get("schema") != CONTRACT_VERSION:
         raise UsageError(f"{path} has schema {header.get('schema')}; this version reads schema {CONTRACT_VERSION}")
     return header

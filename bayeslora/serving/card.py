@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bayeslora.decisions.rule import describe
+from bayeslora.files import read_object
 from bayeslora.models.pretrained import EMBEDDED
 from bayeslora.serving.kept import Kept
 
@@ -45,7 +45,7 @@ def metrics_of(run: Path | str | None) -> dict[str, Any] | None:
     file = Path(run or ".") / "test" / METRICS
     if run is None or not file.is_file():
         return None
-    found = json.loads(file.read_text())
+    found = read_object(file, "test the run again")
     for part in (found, found.get("decision", {})):
         for name in ("datasets", "ood"):
             if name in part:

@@ -30,9 +30,11 @@ MODEL = {
 }
 SWAG = {"class_path": "bayeslora.callbacks.SWAG", "init_args": {"start": 1, "every": 1, "unit": "step", "samples": 2}}
 LAPLACE = {"class_path": "bayeslora.callbacks.Laplace"}
+DYNAMICS = {"class_path": "bayeslora.callbacks.Dynamics"}
 TEMPERATURE, DECISION = ({"class_path": f"bayeslora.callbacks.{name}"} for name in ("Temperature", "Decision"))
+SAVED = "saved"  # the configuration of a test that predicts with the run's own posterior/
 TRAINED = ("checkpoints/last.ckpt", "posterior/**/*")
-TESTED = ("test/predictions.parquet", "test/metrics.json", "posterior/**/*", "serving/**/*", "temperature.json")
+TESTED = ("test/*.parquet", "test/*.json", "posterior/**/*", "serving/**/*")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ def write_configurations(folder: Path) -> None:
     _write(folder, "ensemble", "LoRAEnsemble", members=2)
     _write(folder, "tested", "LoRAModule", TEMPERATURE, DECISION)
     _write(folder, "laplace", "LoRAModule", LAPLACE)
+    _write(folder, "dynamics", "LoRAModule", DYNAMICS)
+    posteriors = {"posteriors": [str(folder / "run" / "posterior")], "samples": 2}
+    _write(folder, SAVED, "LoRAModule", {"class_path": "bayeslora.callbacks.SavedPosteriors", "init_args": posteriors})
     common = {"options": {key: _content(folder, "LoRAModule")[key] for key in ("trainer", "model")}}
     data = _content(folder, "LoRAModule")["data"]
     grid = {
@@ -101,7 +106,7 @@ def _content(folder: Path, module: str) -> dict[str, Any]:
     }
 
 
-def _on(stage: str, name: str, *options: str) -> Callable[[Path], list[str]]:
+def on(stage: str, name: str, *options: str) -> Callable[[Path], list[str]]:
     def arguments(folder: Path) -> list[str]:
         root = f"--trainer.default_root_dir={folder / 'run'}"
         return [stage, "-c", str(folder / f"{name}.yaml"), root, *options]
@@ -119,22 +124,22 @@ def _benchmark(folder: Path) -> list[str]:
 
 
 def _fit(name: str) -> Case:
-    return Case(_on("fit", name), TRAINED, checkpoint="checkpoints/*.ckpt", asks=True)
+    return Case(on("fit", name), TRAINED, checkpoint="checkpoints/*.ckpt", asks=True)
 
 
-_FITTED = _on("fit", "lora")
+_FITTED = on("fit", "lora")
 CASES = {
     "fit-swag": _fit("swag"),
     "fit-blob": _fit("blob"),
     "fit-c_lora": _fit("c_lora"),
     "ensemble": Case(
-        _on("ensemble", "ensemble"),
+        on("ensemble", "ensemble"),
         ("members/*/*.safetensors", "posterior/**/*"),
         checkpoint="members/begun/*/checkpoints/last.ckpt",
     ),
-    "test": Case(_on("test", "tested", "--overwrite"), TESTED, before=(_FITTED,)),
-    "laplace": Case(_on("laplace", "laplace", "--overwrite"), TESTED, before=(_FITTED,)),
-    "predict": Case(_predict, ("answers.jsonl",), before=(_FITTED, _on("test", "tested"))),
+    "test": Case(on("test", "tested", "--overwrite"), TESTED, before=(_FITTED,)),
+    "laplace": Case(on("laplace", "laplace", "--overwrite"), TESTED, before=(_FITTED,)),
+    "predict": Case(_predict, ("answers.jsonl",), before=(_FITTED, on("test", "tested"))),
     "cell": Case(
         lambda folder: [*_benchmark(folder), "--cell", "own/temperature/0"],
         ("own/*/seed-0/test/predictions.parquet", "own/*/seed-0/test/metrics.json"),

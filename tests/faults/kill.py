@@ -15,75 +15,17 @@ import hashlib
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.cases import CASES, Case, write_configurations
-from tests.faults.hook import sitecustomize as hook
+from tests.faults.process import Process, import_everything
 
-ROOT = Path(__file__).parents[2]
 _PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "bayeslora", "global_step", "epoch")  # of a checkpoint
-_SLOW = 600.0  # seconds after which a process hangs
-
-
-class Process:
-    """A command in a process of its own, which is forked; its output goes to ``<folder>/log``.
-
-    Args:
-        args: The arguments of the command.
-        folder: The folder of the case, whose ``run/`` is watched.
-        at: Number of the operation that it is killed before; 0 for none.
-    """
-
-    def __init__(self, args: Sequence[str], folder: Path, at: int = 0) -> None:
-        self._count = folder / "operations"
-        self._count.unlink(missing_ok=True)
-        path = os.pathsep.join([str(Path(hook.__file__).parent), str(ROOT), os.environ.get("PYTHONPATH", "")])
-        own = {"PYTHONPATH": path, hook.FOLDER: str(folder / "run"), hook.COUNT: str(self._count), hook.AT: str(at)}
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.environ.update(own)
-            _become(list(args), folder)
-
-    def wait(self) -> int:
-        """Its exit status; a negative one is the signal that ended it."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def killed_after(self, seconds: float, ready: Callable[[], object]) -> bool:
-        """Kill it with SIGKILL some seconds after something is ready; whether it still ran."""
-        while not ready() and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            time.sleep(0.005)
-        time.sleep(seconds)
-        os.kill(self.pid, signal.SIGKILL)
-        return self.wait() == -signal.SIGKILL
-
-    def operations(self) -> int:
-        """How many operations on files it has begun."""
-        return self._count.stat().st_size if self._count.exists() else 0
-
-
-def _become(args: list[str], folder: Path) -> None:
-    """Turn this process, which was forked, into the command; it does not return."""
-    status = 70
-    try:
-        os.setsid()  # apart from the terminal's signals
-        signal.alarm(int(_SLOW))
-        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for stream in (1, 2):
-            os.dup2(log, stream)
-        hook.install()
-        from bayeslora.cli import main
-
-        status = main(args)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(status)
 
 
 @dataclass(frozen=True)
@@ -225,23 +167,6 @@ def _in_a_process(function, *args) -> str:  # type: ignore[no-untyped-def]
     return text
 
 
-def _import_everything() -> None:
-    """What commands import sooner or later, so that a process that is forked finds it."""
-    import peft
-    import transformers
-
-    import bayeslora.commands.cell
-    import bayeslora.commands.ensemble
-    import bayeslora.commands.laplace
-    import bayeslora.commands.lightning
-    import bayeslora.commands.predict
-    import bayeslora.grid.local
-    import bayeslora.serving.predictor  # noqa: F401
-
-    assert peft.LoraConfig
-    assert transformers.LlamaForCausalLM  # both are imported when they are named
-
-
 def trials(name: str, folder: Path, at_random: int, before_operations: int, seed: int) -> list[Trial]:
     """Kill a command so many times; print what came of it.
 
@@ -280,7 +205,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="to work in and to leave everything in, for a look at a failure")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args(args)
-    _import_everything()
+    import_everything()
     failed = False
     with tempfile.TemporaryDirectory() as temporary:
         for name in given.case or CASES:

@@ -1,4 +1,7 @@
-"""Files that results depend on are never read with a damage in silence: flipped bytes, cut ends, appended rubbish."""
+"""Files that results depend on are never read with a damage in silence: flipped bytes, cut ends, appended rubbish.
+
+The long form, through the commands, is ``python -m tests.faults.corrupt``; docs/reliability.md has its figures.
+"""
 
 import json
 import random
@@ -10,30 +13,19 @@ import torch
 
 from bayeslora import load_posterior, save_posterior
 from bayeslora.commands.checkpoints import load
+from bayeslora.commands.saved_config import read_sealed, seal
 from bayeslora.errors import UsageError
-from bayeslora.files import read_record, write_record
+from bayeslora.files import read_record, run_record, write_record
+from bayeslora.metrics.answers import Answers
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.point import Point
+from bayeslora.posteriors.state import check_files
 from bayeslora.posteriors.swag import Layout, Moments
+from bayeslora.results.prediction_file import PredictionFile, read_predictions, write_predictions
+from tests.faults.corrupt import MUTATIONS
 
 SAVED = Path(__file__).parents[1] / "assets" / "run_0.1.0"
 WEIGHTS = {f"layer{i}.weight": torch.randn(8, 6, generator=torch.Generator().manual_seed(i)) for i in range(3)}
-
-
-def _flip(data: bytes, rng: random.Random) -> bytes:
-    place = rng.randrange(len(data))
-    return data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :]
-
-
-def _cut(data: bytes, rng: random.Random) -> bytes:
-    return data[: rng.randrange(len(data))]
-
-
-def _append(data: bytes, rng: random.Random) -> bytes:
-    return data + rng.randbytes(7)
-
-
-MUTATIONS = [_flip] * 6 + [_cut] * 3 + [_append]
 
 
 def _posterior(folder: Path) -> Path:
@@ -107,3 +99,65 @@ def test_components_stay_inside_their_folder(name: str, tmp_path: Path) -> None:
     file.write_text(json.dumps(record))  # without a checksum, as a file of before
     with pytest.raises(UsageError, match="none of its own folders"):
         load_posterior(tmp_path / "mixture")
+
+
+def test_damaged_predictions_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "predictions.parquet"
+    members = torch.rand(30, 3, 4, generator=torch.Generator().manual_seed(0)).double().softmax(-1)
+    label, names = torch.arange(30) % 4, [str(number) for number in range(30)]
+    answers = Answers(
+        probs=members.mean(1), label=label, options=torch.full((30,), 4), example_id=names, members=members
+    )
+    write_predictions(PredictionFile({"own": answers}, "SWAG", 3), file)
+    whole = file.read_bytes()
+    assert torch.equal(read_predictions(file).datasets["own"].probs, answers.probs)
+    for seed in range(60):
+        file.write_bytes(MUTATIONS[seed % len(MUTATIONS)](whole, random.Random(seed)))
+        try:
+            found = read_predictions(file)
+        except UsageError as error:
+            assert file.name in str(error)  # noqa: PT017
+            continue
+        assert (found.method, found.seed, list(found.datasets)) == ("SWAG", 3, ["own"])
+        assert torch.equal(found.datasets["own"].members, members)
+        assert torch.equal(found.datasets["own"].label, label)
+
+
+def test_a_changed_configuration_of_a_run_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "fit-config.yaml"
+    text = b"model: {class_path: LoRAModule, init_args: {lora: {r: 8, alpha: 16}}}\n"
+    seal(file, text)
+    whole = file.read_bytes()
+    expected = read_sealed(file)
+    assert expected["model"]["init_args"]["lora"] == {"r": 8, "alpha": 16}
+    for seed in range(40):
+        file.write_bytes(MUTATIONS[seed % len(MUTATIONS)](whole, random.Random(seed)))
+        try:
+            assert read_sealed(file) == expected
+        except UsageError as error:
+            assert file.name in str(error)  # noqa: PT017
+    file.write_bytes(text)  # of an earlier version
+    assert read_sealed(file) == expected
+
+
+def test_a_digit_of_a_runs_record_is_noticed(tmp_path: Path) -> None:
+    assert run_record(tmp_path) == {}
+    write_record(tmp_path / "run.json", {"train_seconds": 12.5})
+    assert run_record(tmp_path) == {"train_seconds": 12.5}
+    (tmp_path / "run.json").write_text((tmp_path / "run.json").read_text().replace("12.5", "17.5"))
+    with pytest.raises(UsageError, match=r"run.json is damaged"):
+        run_record(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_damaged_adapter_of_a_run_is_not_taken(name: str, tmp_path: Path) -> None:
+    folder = _posterior(tmp_path / "posterior")
+    check_files(folder)
+    check_files(tmp_path)  # somebody else's adapter has no checksums
+    (folder / name).write_bytes(MUTATIONS[0]((folder / name).read_bytes(), random.Random(1)))
+    with pytest.raises(UsageError, match=name):
+        check_files(folder)
+    from bayeslora.models.loading import _check_adapter_folder
+
+    with pytest.raises(UsageError, match=name):
+        _check_adapter_folder(folder)

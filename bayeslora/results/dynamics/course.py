@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import UsageError
+from bayeslora.files import read_record
 from bayeslora.metrics.answers import UNKNOWN, Answers
 from bayeslora.results.dynamics.measures import quality
 from bayeslora.results.prediction_file import read_predictions
@@ -125,7 +125,7 @@ def _stacked(parts: Sequence[Answers]) -> Answers:
 
 
 def _read_epoch(file: Path) -> tuple[Epoch, str, int | None]:
-    record = json.loads(file.read_text())
+    record = read_record(file, "train again with the callback")
     if record.get("schema") != CONTRACT_VERSION:
         raise UsageError(f"{file} has schema {record.get('schema')}; this version reads schema {CONTRACT_VERSION}")
     found = read_predictions(file.with_suffix(".parquet"))
