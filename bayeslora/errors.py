@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 
-
 # How torch (by the size of what was to be written) and other libraries say that nothing more could be written.
 _FULL_DISK = ("unexpected pos", "iostream error", "No space left")
 

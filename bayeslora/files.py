@@ -154,8 +154,26 @@ def read_object(path: Path | str, remedy: str) -> dict[str, Any]:
         UsageError: it is none.
     """
     try:
-        found = json.loads(Path(path).read_text())
-    except (ValueError, RecursionError) as error:  # no text, no JSON, too deep, or a number of too many digits
+        text = Path(path).read_text()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is damaged ({error}); {remedy}") from error
+    return parse_object(text, path, remedy)
+
+
+def parse_object(text: str | bytes, path: Path | str, remedy: str) -> dict[str, Any]:
+    """A JSON object from its text.
+
+    Args:
+        text: The text.
+        path: The file it was read from.
+        remedy: What to do about a damage, for the error's message.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:  # no JSON, too deep, or a number of too many digits
         raise UsageError(f"{path} is damaged ({error}); {remedy}") from error
     if not isinstance(found, dict):
         raise UsageError(f"{path} is damaged (no JSON object); {remedy}")

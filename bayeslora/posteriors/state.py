@@ -106,14 +106,23 @@ def load_posterior(directory: Path | str, base: str | None = None) -> Posterior:
     record = _record(folder)
     if base is not None and record["base"] != base:
         raise UsageError(f"{folder} belongs to another base (fingerprint {record['base']}, given {base})")
+    try:
+        return _posterior(record, folder, base)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{folder / _RECORD} is damaged ({type(error).__name__}: {error}); {_REMEDY}") from error
+
+
+def _posterior(record: dict[str, Any], folder: Path, base: str | None) -> Posterior:
     family: Any = _family(record["family"])
     state = {**record["values"], **_tensors(folder / _TENSORS)}
     if (folder / _ADAPTER).exists():
         state |= state_of("mean", _tensors(folder / _ADAPTER))
     if record["components"]:
         parts = [load_posterior(folder / part, base) for part in record["components"]]
-        return family.from_components(parts, state)
-    return family.from_state_dict(state)
+        return family.from_components(parts, state)  # type: ignore[no-any-return]
+    return family.from_state_dict(state)  # type: ignore[no-any-return]
 
 
 def base_of(directory: Path | str) -> str:

@@ -24,11 +24,12 @@ import pyarrow.parquet as pq
 import torch
 
 from bayeslora.errors import UsageError
-from bayeslora.files import checked, replacing, with_checksum
+from bayeslora.files import checked, parse_object, replacing, with_checksum
 from bayeslora.metrics.answers import UNKNOWN, Answers
 from bayeslora.results.ragged import Lengths, from_lists, to_lists
 from bayeslora.types import CONTRACT_VERSION
 
+_REMEDY = "run the test again"
 _METADATA = b"bayeslora"
 _TOLERANCE = 1e-6  # of a sum of probabilities; they are written as doubles
 
@@ -106,10 +107,10 @@ def read_predictions(path: Path) -> PredictionFile:
         raise UsageError(f"{path} is damaged or no parquet file: {str(error).splitlines()[0]}") from None
     try:
         return _predictions(table, path)
-    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"{path} is damaged ({type(error).__name__}: {error}); run the test again") from error
+        raise UsageError(f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}") from error
 
 
 def _predictions(table: pa.Table, path: Path) -> PredictionFile:
@@ -153,7 +154,7 @@ def _header(table: pa.Table, path: Path) -> dict[str, Any]:
     raw = (table.schema.metadata or {}).get(_METADATA)
     if raw is None:
         raise UsageError(f"{path} was not written by bayeslora: its metadata does not say so")
-    header = checked(json.loads(raw), path, "run the test again")
+    header = checked(parse_object(raw, path, _REMEDY), path, _REMEDY)
     if header.get("schema") != CONTRACT_VERSION:
         raise UsageError(f"{path} has schema {header.get('schema')}; this version reads schema {CONTRACT_VERSION}")
     return header

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from bayeslora.callbacks.dynamics import Dynamics
 from bayeslora.datamodules.jsonl import JSONLDataModule
 from bayeslora.errors import UsageError
+from bayeslora.files import read_record, write_record
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.lightning_modules.lora import LoRAModule
 from bayeslora.models.loading import LoRA
@@ -108,8 +109,8 @@ def test_epochs_of_other_weights_are_replaced_and_later_ones_removed(source: Pat
     fit(source, tmp_path, 3, Dynamics())
     folder = tmp_path / "dynamics"
     before = contents(folder)
-    record = json.loads((folder / "epoch-002.json").read_text())
-    (folder / "epoch-002.json").write_text(json.dumps(record | {"weights": "others"}))
+    record = read_record(folder / "epoch-002.json", "")
+    write_record(folder / "epoch-002.json", record | {"weights": "others"})
     fit(source, tmp_path, 2, Dynamics(), ckpt=tmp_path / "kept" / "epoch=0.ckpt")
     after = contents(folder)
     assert sorted(after) == [f"epoch-00{epoch}.{kind}" for epoch in range(3) for kind in ("json", "parquet")]

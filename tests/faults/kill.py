@@ -15,11 +15,12 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.faults.cases import CASES, Case, write_configurations
@@ -71,8 +72,25 @@ class Trials:
         while True:
             self._reset()
             moment = rng.uniform(0, self.seconds / 2 if late else self.seconds)
-            if Process(self.case.command(self.folder), self.folder).killed_after(moment, ready):
+            if Process(self.case.command(self.folder), self.folder).sent_after(moment, ready) < 0:
                 return self._go_on(f"{moment:.2f} s after {'its first checkpoint' if late else 'its start'}")
+
+    def by_signal(self, rng: random.Random, number: signal.Signals) -> Trial:
+        """Ask it to end at a random moment, which it does in order: its status says so, and a line how to go on."""
+        while True:
+            self._reset()
+            (self.folder / "log").unlink()
+            moment = rng.uniform(0, self.seconds)
+            process = Process(self.case.command(self.folder), self.folder)
+            status = process.sent_after(moment, lambda: True, number)
+            if status not in (0, -number):  # it had not ended yet, and Python had begun
+                break
+        said = (self.folder / "log").read_text(errors="replace")
+        lines = [line for line in said.splitlines() if line.startswith(f"bayeslora: stopped by {number.name}; ")]
+        in_order = status == 128 + number and len(lines) == 1 and "Traceback" not in said
+        trial = self._go_on(f"{number.name} after {moment:.2f} s")
+        wrong = () if in_order else (f"status {status} and {len(lines)} lines: {said[-500:]!r}",)
+        return replace(trial, differing=(*wrong, *trial.differing))
 
     def before_operation(self, number: int) -> Trial:
         """Kill it, or the process of its own that comes to it, before its operation of a number."""
@@ -167,7 +185,7 @@ def _in_a_process(function, *args) -> str:  # type: ignore[no-untyped-def]
     return text
 
 
-def trials(name: str, folder: Path, at_random: int, before_operations: int, seed: int) -> list[Trial]:
+def trials(name: str, folder: Path, at_random: int, before_operations: int, signals: int, seed: int) -> list[Trial]:
     """Kill a command so many times; print what came of it.
 
     Args:
@@ -175,6 +193,7 @@ def trials(name: str, folder: Path, at_random: int, before_operations: int, seed
         folder: An empty folder to work in.
         at_random: Number of kills at random moments.
         before_operations: Number of kills before operations, which are spread over all of them.
+        signals: Number of signals at random moments, SIGTERM and SIGINT in turn.
         seed: Of the moments.
     """
     kills, rng = Trials(CASES[name], folder), random.Random(f"{name} {seed}")
@@ -182,11 +201,13 @@ def trials(name: str, folder: Path, at_random: int, before_operations: int, seed
     step = max(1.0, kills.count / max(1, before_operations))
     numbers = sorted({1 + int(step * i + rng.random() * step) for i in range(min(before_operations, kills.count))})
     done += [kills.before_operation(min(number, kills.count)) for number in numbers]
+    done += [kills.by_signal(rng, (signal.SIGTERM, signal.SIGINT)[index % 2]) for index in range(signals)]
     wrong = [trial for trial in done if trial.differing]
     rubbish = sum(bool(trial.rubbish) for trial in done)
+    resumed = sum(trial.resumed for trial in done)
     print(
         f"{name}: {at_random} kills at random moments of {kills.seconds:.1f} s, {len(numbers)} before operations on "
-        f"files (of {kills.count}); {sum(t.resumed for t in done)} of {len(done)} went on from a checkpoint; "
+        f"files (of {kills.count}), {signals} signals; {resumed} of {len(done)} went on from a checkpoint; "
         f"{len(done) - len(wrong)} of {len(done)} equal; rubbish left by {rubbish}",
         flush=True,
     )
@@ -202,6 +223,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("case", nargs="*", help=f"what to kill: {', '.join(CASES)} (default: all)")
     parser.add_argument("--random", type=int, default=10, help="kills at random moments (10)")
     parser.add_argument("--operations", type=int, default=10, help="kills before operations on files (10)")
+    parser.add_argument("--signals", type=int, default=4, help="SIGTERM and SIGINT at random moments (4)")
     parser.add_argument("--folder", type=Path, help="to work in and to leave everything in, for a look at a failure")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args(args)
@@ -209,7 +231,14 @@ def main(args: Sequence[str] | None = None) -> int:
     failed = False
     with tempfile.TemporaryDirectory() as temporary:
         for name in given.case or CASES:
-            done = trials(name, (given.folder or Path(temporary)) / name, given.random, given.operations, given.seed)
+            done = trials(
+                name,
+                (given.folder or Path(temporary)) / name,
+                given.random,
+                given.operations,
+                given.signals,
+                given.seed,
+            )
             failed |= any(trial.differing or trial.rubbish for trial in done)
     return int(failed)
 

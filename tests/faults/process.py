@@ -38,13 +38,13 @@ class Process:
         """Its exit status; a negative one is the signal that ended it."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
-    def killed_after(self, seconds: float, ready: Callable[[], object]) -> bool:
-        """Kill it with SIGKILL some seconds after something is ready; whether it still ran."""
+    def sent_after(self, seconds: float, ready: Callable[[], object], number: int = signal.SIGKILL) -> int:
+        """Send it a signal some seconds after something is ready; its exit status, as :meth:`wait` gives it."""
         while not ready() and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             time.sleep(0.005)
         time.sleep(seconds)
-        os.kill(self.pid, signal.SIGKILL)
-        return self.wait() == -signal.SIGKILL
+        os.kill(self.pid, number)
+        return self.wait()
 
     def operations(self) -> int:
         """How many operations on files it has begun."""

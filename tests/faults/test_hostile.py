@@ -1,4 +1,4 @@
-"""What a user meets when the disk is full, a folder cannot be written to, or a file is not what it should be: one line."""
+"""What a user meets when the disk is full, a folder may only be read, or a file is not what it should be: one line."""
 
 import json
 import os

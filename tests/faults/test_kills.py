@@ -21,11 +21,22 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_a_fit_that_is_killed_ends_as_one_that_is_not() -> None:
-    command = [sys.executable, "-m", "tests.faults.kill", "fit-swag", "--random", "2", "--operations", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faults.kill",
+        "fit-swag",
+        "--random",
+        "2",
+        "--operations",
+        "1",
+        "--signals",
+        "1",
+    ]
     own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 of 3 equal; rubbish left by 0" in done.stdout
+    assert "4 of 4 equal; rubbish left by 0" in done.stdout
 
 
 def test_what_a_killed_process_has_left_is_cleared_by_the_next_one(tmp_path: Path) -> None:

@@ -144,15 +144,19 @@ def test_damage_is_refused_in_one_line(path: Path, message: str) -> None:
 
 def test_files_of_others_are_refused(path: Path, tmp_path: Path) -> None:
     table = pq.read_table(path)
-    header = json.loads(table.schema.metadata[b"bayeslora"])
-    pq.write_table(table.replace_schema_metadata({"bayeslora": json.dumps(header | {"schema": 99})}), path)
+    header = json.loads(table.schema.metadata[b"bayeslora"]) | {"schema": 99}
+    pq.write_table(table.replace_schema_metadata({"bayeslora": json.dumps(header)}), path)
+    with pytest.raises(UsageError, match="is damaged"):
+        read_predictions(path)
+    del header["sha256"]
+    pq.write_table(table.replace_schema_metadata({"bayeslora": json.dumps(header)}), path)
     with pytest.raises(UsageError, match="schema 99; this version reads schema 1"):
         read_predictions(path)
     pq.write_table(table.replace_schema_metadata({}), path)
     with pytest.raises(UsageError, match="not written by bayeslora"):
         read_predictions(path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UsageError, match="not a readable parquet file"):
+    with pytest.raises(UsageError, match="damaged or no parquet file"):
         read_predictions(path)
     with pytest.raises(UsageError, match="no predictions at"):
         read_predictions(tmp_path / "absent.parquet")
