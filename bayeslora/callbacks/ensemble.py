@@ -14,7 +14,7 @@ import lightning as L
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.lightning_modules.member_states import FAILED, STOPPED, TRAINING
-from bayeslora.posteriors.members.store import FOLDER, MemberStore
+from bayeslora.posteriors.members.store import DONE, FOLDER, MemberStore
 from bayeslora.posteriors.point import Point
 
 _NOT_THE_MEMBERS = (
@@ -70,7 +70,10 @@ class Ensemble(L.Callback):
         assert self.store is not None
         model = pl_module.model
         usable = pl_module.usable_members()
+        written = self.store.members(DONE) if self.folder is not None else ()  # which a run of its own writes again
         for place, member in enumerate(pl_module.member_ids):
+            if member in written:
+                continue
             record = _record(trainer, pl_module, place)
             if place in usable:
                 point = Point(pl_module.member_parameters(place))

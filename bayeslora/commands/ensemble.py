@@ -58,7 +58,7 @@ class Work:
         while missing := self._missing(self.store):
             groups = self._candidates(self.store, missing)
             group = next((group for group in groups if self.store.locks.claim(group)), [])
-            if group and set(group) <= set(self._missing(self.store)):  # now that nobody else can end them
+            if set(group) & set(self._missing(self.store)):  # now that nobody else can end them
                 self._begin(group)
                 return self.folder
             self.store.locks.release()
@@ -86,14 +86,18 @@ class Work:
     def _missing(self, store: MemberStore) -> list[int]:
         """Members that are wanted and have not ended."""
         assert self.wanted is not None
-        ended = {*store.members(DONE), *store.members(FAILED)}
+        ended = self._ended(store)
         return [member for member in self.wanted if member not in ended]
+
+    def _ended(self, store: MemberStore) -> set[int]:
+        return {*store.members(DONE), *store.members(FAILED)}
 
     def _candidates(self, store: MemberStore, missing: Sequence[int]) -> list[list[int]]:
         """Groups to try, those that were begun first."""
         free = [member for member in missing if store.locks.holder(member) is None]
         begun = [_ids_of(folder) for folder in sorted((store.folder / WORK).glob("*/checkpoints/last.ckpt"))]
-        begun = [group for group in begun if set(group) <= set(free)]
+        # of a group that was killed while it was written some are done: the others are not trained anew beside it
+        begun = [group for group in begun if {*group} & {*free} and {*group} <= {*free} | self._ended(store)]
         if begun or not free:
             return begun
         return [[member] for member in free] if self.mode == "sequential" else [free]
@@ -102,7 +106,7 @@ class Work:
         """Remove the run folder of a group that is done; its members are in the store."""
         assert self.store is not None
         self.store.locks.release()
-        if self.group and set(self.group) <= {*self.store.members(DONE), *self.store.members(FAILED)}:
+        if self.group and set(self.group) <= self._ended(self.store):
             shutil.rmtree(self.folder)
 
     def split(self) -> bool:

@@ -189,6 +189,28 @@ def test_a_member_that_another_process_trains_is_waited_for(
     assert not (tmp_path / "members" / "begun").exists()
 
 
+def test_a_group_that_was_cut_between_two_of_its_members_is_not_trained_anew(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The members that were left out are those of the training that there was, bit for bit; the others stay."""
+    write, options = MemberStore.write, ["--members=2", "--trainer.max_steps=2"]
+
+    def cut(store: MemberStore, member: int, *given: object) -> None:
+        if member == 1:
+            raise RuntimeError("killed")
+        write(store, member, *given)  # type: ignore[arg-type]
+
+    for root in (tmp_path / "whole", tmp_path / "cut"):
+        if root.name == "cut":
+            monkeypatch.setattr(MemberStore, "write", cut)
+            assert main(arguments("ensemble", root, data, *options)) == 1
+            assert MemberStore(root / "members").members(DONE) == (0,)
+            monkeypatch.undo()
+        assert main(arguments("ensemble", root, data, *options)) == 0
+    assert_members_agree(tmp_path / "cut", tmp_path / "whole", [0, 1], 1e-30)
+    assert not list((tmp_path / "cut" / "members" / "begun").iterdir())
+
+
 def test_a_damaged_member_is_an_error_or_named_in_the_table(
     joint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -1,6 +1,6 @@
 """Whatever stands in a user's file: a right result, or an error of one line that says what is wrong.
 
-Requests of the server are in ``tests/serving/test_hostile.py``. With ``BAYESLORA_LONG=1`` 2,000 files of a kind, not 60.
+Requests of the server are in ``tests/serving/test_hostile.py``. ``BAYESLORA_LONG=1``: 2,000 files of a kind, not 60.
 """
 
 import json
