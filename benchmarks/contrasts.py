@@ -1,8 +1,10 @@
-"""The contrasts that docs/study/plan.md names before the runs of ``baselines.py``, under Holm's procedure.
+"""What every row of ``baselines.py`` adds to early stopping, and the contrasts named beforehand.
 
     python benchmarks/contrasts.py runs/baselines
 
-Differences are paired by seed: mean, half of the 95 % t interval, and the two-sided p-value of the paired t test.
+Differences are paired by seed, with half of their 95 % t interval: rows as they are from early stopping as it is, rows
+with a temperature from early stopping with a temperature. The contrasts are those of docs/study/plan.md, with
+the two-sided p-value of the paired t test and Holm's procedure over all of them.
 """
 
 from __future__ import annotations
@@ -12,16 +14,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from baseline_rows import ROWS
 from scipy.stats import ttest_1samp
 from study import TEMPERATURE
-from study_budgets import IN, RANK, SHIFTED, comparison_of
+from study_budgets import IN, RANK, SHIFTED, UNSEEN, comparison_of, difference
 
 from bayeslora.metrics.intervals import over_seeds
-from bayeslora.results.comparison.comparison import Comparison
+from bayeslora.results.comparison.comparison import Comparison, Summary
 from bayeslora.results.comparison.ties import LEVEL, holm
 
 TITLES = {"expected_nll": "NLL*", "kl": "KL", RANK: "rank correlation"}
 PLACES = {IN: "in distribution", SHIFTED: "under shift"}
+BASELINE = "early_stopping"
+COLUMNS = {
+    "NLL*": (IN, "expected_nll"),
+    "NLL*, shift": (SHIFTED, "expected_nll"),
+    "accuracy*": (IN, "expected_accuracy"),
+    "accuracy*, shift": (SHIFTED, "expected_accuracy"),
+    "ECE": (IN, "ece_15"),
+    "AURC": (IN, "aurc"),
+    "rank corr.": (IN, RANK),
+    "rank corr., shift": (SHIFTED, RANK),
+    "AUROC, unseen": (UNSEEN, "auroc_total"),
+}
 
 
 class Contrast(NamedTuple):
@@ -39,9 +54,9 @@ class Contrast(NamedTuple):
 
 
 NAMED = (
-    Contrast("laplace" + TEMPERATURE, "early_stopping" + TEMPERATURE, SHIFTED, "expected_nll"),
+    Contrast("laplace" + TEMPERATURE, BASELINE + TEMPERATURE, SHIFTED, "expected_nll"),
     Contrast("multiswag", "ensemble", IN, "kl"),
-    Contrast("blob", "early_stopping", IN, "expected_nll"),
+    Contrast("blob", BASELINE, IN, "expected_nll"),
     *(
         Contrast("c_lora" + TEMPERATURE, "c_lora_fe" + TEMPERATURE, dataset, metric)
         for metric in ("expected_nll", RANK)
@@ -54,13 +69,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="--out of baselines.py")
     options = parser.parse_args(arguments)
-    rows = dict.fromkeys(row for contrast in NAMED for row in (contrast.row, contrast.other))
-    print(table(comparison_of(options.study, list(rows), NAMED[0].other)))
+    for end in ("", TEMPERATURE):
+        rows = [BASELINE + end, *(row + end for row in ROWS if row != BASELINE)]
+        print(added(comparison_of(options.study, rows, BASELINE + end)) + "\n")
+    named = dict.fromkeys(row for contrast in NAMED for row in (contrast.row, contrast.other))
+    print(table(comparison_of(options.study, list(named), BASELINE)))
+
+
+def added(comparison: Comparison) -> str:
+    """Every row: mean over seeds and, in brackets, the difference from the reference."""
+    lines = [f"| | seeds | {' | '.join(COLUMNS)} |", "|---|--:" + "|--:" * len(COLUMNS) + "|"]
+    for row in comparison.methods:
+        found = [comparison.summary(row, *key) for key in COLUMNS.values()]
+        seeds = max(summary.runs for summary in found if summary is not None)
+        cells = ["-" if one is None else _cell(one) for one in found]
+        lines.append(f"| {row} | {seeds} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(found: Summary) -> str:
+    if found.difference is None:
+        return f"{found.mean:.3f} ± {found.half or 0:.3f}"
+    return f"{found.mean:.3f} ({difference(found)})"
 
 
 def table(comparison: Comparison) -> str:
-    """Every named contrast, and whether Holm's procedure rejects that there is no difference."""
-    found = {contrast.title: differences(comparison, contrast) for contrast in NAMED}
+    """Every named contrast whose rows are there, and whether Holm's procedure rejects that there is no difference."""
+    made = [contrast for contrast in NAMED if {contrast.row, contrast.other} <= comparison.methods.keys()]
+    found = {contrast.title: differences(comparison, contrast) for contrast in made}
+    found = {title: values for title, values in found.items() if len(values) > 1}  # one seed has no interval
     p_values = {title: float(ttest_1samp(values, 0.0).pvalue) for title, values in found.items()}
     rejected = holm(p_values)
     lines = [f"| contrast | number | seeds | difference | p | Holm, {LEVEL:.0%} |", "|---|---|--:|--:|--:|---|"]

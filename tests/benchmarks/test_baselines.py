@@ -97,9 +97,14 @@ def test_contrasts_are_paired_by_seed(
             write_predictions(PredictionFile(found, row, seed), folder / "test" / "predictions.parquet")
             (folder / "run.json").write_text(json.dumps({"labels": 120}))
     contrasts.main([str(tmp_path)])
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
-    told = {line[0]: line for line in lines[2:]}
-    assert [line[0] for line in lines[2:] if line[-1] == "differs"] == ["blob less early_stopping"]
+    plain, tempered, named = (
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+        for table in capsys.readouterr().out.strip().split("\n\n")
+    )
+    assert [line[0] for line in plain] == ["early_stopping", "ensemble", "multiswag", "blob"]
+    assert {line[0] for line in tempered} == {row for row in rows if row.endswith("+temperature")}
+    told = {line[0]: line for line in named}
+    assert [line[0] for line in named if line[-1] == "differs"] == ["blob less early_stopping"]
     scores = {
         row: [_nll(_answers(0, seed, noise, row)) for seed in range(4)]
         for row, noise in (("blob", 0.1), ("early_stopping", 2.0))
@@ -107,6 +112,7 @@ def test_contrasts_are_paired_by_seed(
     test = ttest_rel(scores["blob"], scores["early_stopping"])
     mean = sum(scores["blob"]) / 4 - sum(scores["early_stopping"]) / 4
     assert told["blob less early_stopping"][3].startswith(f"{mean:+.3f} ±")
+    assert plain[3][2].endswith(f"(**{mean:+.3f} ±{told['blob less early_stopping'][3].split('± ')[1]}**)")
     assert told["blob less early_stopping"][4] == f"{test.pvalue:.4f}"
 
 
