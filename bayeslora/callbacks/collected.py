@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from bayeslora.curvature.ranks import Ranks
 from bayeslora.datamodules.option_order import merge_orders
 from bayeslora.errors import RunError, UsageError
 from bayeslora.metrics.answers import Answers
@@ -73,7 +74,7 @@ class Collected:
         Raises:
             RunError: If a question was met twice, or not at all.
         """
-        batches = _gather(self._batches)
+        batches = [batch for theirs in Ranks().gather(self._batches) for batch in theirs]
         return {
             name: _assemble([batch for batch in batches if batch.dataset == name], name, trainer)
             for name in dict.fromkeys(batch.dataset for batch in sorted(batches, key=lambda batch: batch.loader))
@@ -105,15 +106,6 @@ def _stop_at_nan(predictive: Predictive, dataset: str, rows: Tensor, trainer: L.
     if bad.any():
         example = _name(_questions(trainer, dataset), int(rows[bad][0]))
         raise RunError(f"the probabilities of {int(bad.sum())} questions of {dataset} are NaN, the first is {example}")
-
-
-def _gather(batches: list[_Batch]) -> list[_Batch]:
-    """The batches of all ranks, on every rank."""
-    if not torch.distributed.is_initialized():
-        return batches
-    everyone: list[list[_Batch]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(everyone, batches)
-    return [batch for ours in everyone for batch in ours]
 
 
 def _assemble(batches: Sequence[_Batch], dataset: str, trainer: L.Trainer) -> Answers:

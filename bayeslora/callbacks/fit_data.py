@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from bayeslora.datamodules.loader import AnswerLoader
+from bayeslora.datamodules.sampler import EvalBatches
 from bayeslora.errors import UsageError
 
 _seen: WeakKeyDictionary[L.Trainer, dict[str, Any]] = WeakKeyDictionary()
@@ -88,6 +90,24 @@ def require_validation(
     """
     if validation_batches(trainer, pl_module, given) is None:
         raise UsageError(why)
+
+
+def undealt(loader: Any) -> Any:
+    """The batches of an evaluation as one process has them, where several share them out.
+
+    Raises:
+        UsageError: a loader that is not of this package, and does not say how it deals its questions.
+    """
+    if loader is None:
+        return None
+    if isinstance(loader, Batches):
+        return Batches([undealt(each) for each in loader.loaders])
+    if not (isinstance(loader, AnswerLoader) and isinstance(loader.batch_sampler, EvalBatches)):
+        raise UsageError(
+            f"several processes fit together, and the loader ({type(loader).__name__}) does not say how they share its "
+            "questions; give train_batches and val_batches, the same batches in every process, or fit on one device"
+        )
+    return loader.undealt()
 
 
 def _found(given: Any, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> Any:

@@ -50,7 +50,7 @@ def fit_key(weights: Mapping[str, Tensor], *values: Any) -> str:
         weights: Name to weight.
         values: What else it depends on, for example :func:`depends_on` and the method's options.
     """
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(_text(values))
     for name, weight in weights.items():
         digest.update(name.encode())
         digest.update(_bytes(weight))
@@ -81,4 +81,13 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(_text(value)).hexdigest()[:16]
+
+
+def _text(value: Any) -> bytes:
+    """Plain values as text that is the same in every process: the order of a set is that of one process alone."""
+
+    def plain(other: object) -> object:
+        return sorted(map(str, other)) if isinstance(other, set | frozenset) else str(other)
+
+    return json.dumps(value, sort_keys=True, default=plain).encode()

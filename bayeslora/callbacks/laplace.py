@@ -11,20 +11,21 @@ import lightning as L
 import torch
 
 from bayeslora.callbacks.attached import LabelFn
-from bayeslora.callbacks.fit_data import RemembersFit, require_validation, training_batches, validation_batches
+from bayeslora.callbacks.fit_data import RemembersFit, require_validation, training_batches, undealt, validation_batches
 from bayeslora.callbacks.fit_key import depends_on, fit_key
 from bayeslora.callbacks.laplace_network import check_module, initial_weights, is_stack, member_network, network_of
 from bayeslora.callbacks.laplace_prediction import LaplacePrediction
 from bayeslora.callbacks.posterior import PosteriorCallback, usable_members, weight_sets
 from bayeslora.curvature.fit import FORMAT, STRUCTURES, Task, check_space, check_structure, rows_bytes
 from bayeslora.curvature.link import LINKS
+from bayeslora.curvature.ranks import Ranks
 from bayeslora.curvature.structures import TOKEN_STRUCTURES
 from bayeslora.errors import UsageError, require_choice
 from bayeslora.files import write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
 from bayeslora.lightning_modules.progress import tracked
-from bayeslora.lightning_modules.refusals import refuse_several_tokens
+from bayeslora.lightning_modules.refusals import refuse_several_tokens, refuse_shards
 from bayeslora.models.in_place import evaluation_mode
 from bayeslora.posteriors.laplace.fit import CENTRES, MEANS, NEEDS_ROWS, Fit, Prior
 from bayeslora.posteriors.laplace.selection import NO_VALIDATION, Choice
@@ -45,7 +46,7 @@ class Laplace(PosteriorCallback, RemembersFit):
 
     Attach it to any LightningModule. When training ends, while the module is still on its device, or before a test of
     weights for which there is none yet, the Gauss-Newton matrix G of the training questions at the weights
-    :math:`\theta` is fitted,
+    :math:`\theta` is fitted (the processes of a distributed run share the questions),
 
     .. math:: q(w) = N\left(\theta,\; \Sigma\right), \qquad \Sigma = c\,(G + \Lambda)^{-1}, \qquad
         f(x) \sim N\left(f_\theta(x),\; J \Sigma J^T\right),
@@ -81,7 +82,8 @@ class Laplace(PosteriorCallback, RemembersFit):
         seed: Seeds the draws; None takes the module's ``seed``, or 0.
         logits_fn: For modules that are not of this package: ``(module, batch)`` to logits ``[B, C]``.
         label_fn: Likewise: batch to labels ``[B]``.
-        train_batches: Likewise: the training batches, each question once; None takes the trainer's.
+        train_batches: Likewise: the training batches, each question once, and all of them in every process of a
+            distributed run; None takes the trainer's.
         val_batches: Likewise: the validation batches.
         sites: The former name of ``subset_of_weights``; refused.
 
@@ -169,32 +171,31 @@ class Laplace(PosteriorCallback, RemembersFit):
     # --- fitting -------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse several processes, and labels that a structure cannot take, before anything is trained.
+        """Refuse strategies that shard weights, and labels that a structure cannot take, before anything is trained.
 
         Raises:
-            UsageError: more than one process, another posterior callback, or labels of several tokens with Kronecker
-                factors token by token.
+            UsageError: such a strategy, another posterior callback, or labels of several tokens with Kronecker factors
+                token by token.
         """
         super().setup(trainer, pl_module, stage)
+        refuse_shards(trainer, "Laplace")
         if self.structure in TOKEN_STRUCTURES:
             refuse_several_tokens(trainer, f"Laplace's structure {self.structure}")
-        if trainer.world_size > 1:
-            raise UsageError(
-                f"Laplace fits in one process, there are {trainer.world_size}; train without it, then run bayeslora "
-                "laplace on one device"
-            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Before the first step, look whether there will be a curvature to fit to the module, and a prior to choose.
 
         Raises:
-            UsageError: layers or a structure that are not for modules of another kind, or no validation questions.
+            UsageError: layers or a structure that are not for modules of another kind, no validation questions, or
+                questions of which nobody knows how processes share them.
         """
         super().on_train_start(trainer, pl_module)
         check_module(pl_module, self.structure, self.logits_fn, self.label_fn)
         if self._needs_validation:
             given = self.val_batches if self.train_batches is None else (self.val_batches or ())
             require_validation(trainer, pl_module, NO_VALIDATION, given)
+        if trainer.world_size > 1:
+            self._batches(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fit around the weights that training ended with, while they are on their device.
@@ -210,7 +211,9 @@ class Laplace(PosteriorCallback, RemembersFit):
         if self.predict is not None:
             weight_sets(pl_module)  # the bare base has none, and says so
             self.fit_to(trainer, pl_module)
-            self.saved = _save(trainer, pl_module, self.required_posterior())
+            with Ranks().together():
+                self.saved = trainer.is_global_zero and _save(trainer, pl_module, self.required_posterior())
+            self.saved = Ranks().gather(self.saved)[0]
         super().on_test_start(trainer, pl_module)
 
     on_predict_start = on_test_start
@@ -241,14 +244,15 @@ class Laplace(PosteriorCallback, RemembersFit):
         """Fit to one network: the module's, or that of the member at a place of a stack."""
         with evaluation_mode(pl_module), member_network(pl_module, place), trainer.precision_plugin.forward_context():
             task = self._task(trainer, pl_module, place)
-            structure = self._structure(task)
+            with task.ranks.together():
+                structure = self._structure(task)
             fit = STRUCTURES[structure](task)
         with task.stage("select"):
             posterior, choice, report = fit.choose(self.prior)
         report = {"structure": structure, **report, "stages": task.stages}
-        if task.folder is not None:
+        if task.folder is not None and task.ranks.rank == 0:
             write_json(task.folder / "report.json", report)
-        if task.key not in self._said:
+        if task.key not in self._said and task.ranks.rank == 0:
             self._said.add(task.key)
             print(_line(report))
         return posterior, choice, report, fit
@@ -305,7 +309,10 @@ class Laplace(PosteriorCallback, RemembersFit):
             )
         if self.train_batches is not None:
             return train, self.val_batches
-        return train, validation_batches(trainer, pl_module, self.val_batches)
+        validation = validation_batches(trainer, pl_module, self.val_batches)
+        if trainer.world_size == 1:
+            return train, validation
+        return undealt(train), validation if self.val_batches is not None else undealt(validation)
 
     # --- prediction ----------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from bayeslora.callbacks.attached import Attached, LabelFn, labels_of
 from bayeslora.callbacks.fit_data import RemembersFit, require_validation, validation_batches
 from bayeslora.callbacks.fit_key import tensors_digest
+from bayeslora.curvature.ranks import Ranks
 from bayeslora.errors import UsageError
 from bayeslora.files import read_record, write_record
 from bayeslora.lightning_modules.prediction_path import LogitsFn, PredictionPath, prediction_path
@@ -118,20 +119,11 @@ class Temperature(RemembersFit, Attached):
             for batch in validation_batches(trainer, pl_module, self.val_batches) or ():
                 batch = move_data_to_device(batch, pl_module.device)
                 found.append((path.untransformed(batch).to("cpu"), label_of(batch).cpu()))
-        found = _of_all_ranks(found)
+        found = [pair for theirs in Ranks().gather(found) for pair in theirs]  # one temperature for all processes
         if not found:
             raise UsageError(NO_VALIDATION)
         predictives, labels = map(list, zip(*found, strict=True))
         return predictives, labels
-
-
-def _of_all_ranks(own: list[tuple[Predictive, Tensor]]) -> list[tuple[Predictive, Tensor]]:
-    """What every rank has predicted: one temperature for all of them, found on all of the questions."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return own
-    everyone: list[list[tuple[Predictive, Tensor]]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(everyone, own)
-    return [pair for theirs in everyone for pair in theirs]
 
 
 def fit_temperature(predictives: list[Predictive], labels: list[Tensor], max_iter: int = 100) -> float:

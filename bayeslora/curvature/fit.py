@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayeslora.curvature.ranks import Ranks
 from bayeslora.curvature.rows import Network, collect
 from bayeslora.curvature.stages import accumulate
 from bayeslora.curvature.structures import BLOCK_STRUCTURES, accumulators, gaussian
@@ -70,6 +71,7 @@ class Task:
         max_bytes: Most bytes that the directions of a full posterior may take.
         watch: Puts a progress bar around an iterable.
         stages: Seconds and peak bytes of each stage so far.
+        ranks: The processes that fit together; their batches are those of all, in the order of one process.
     """
 
     network: Network
@@ -83,6 +85,7 @@ class Task:
     max_bytes: float = 20e9
     watch: Watch = lambda iterable, _: iterable
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def device(self) -> torch.device:
@@ -126,15 +129,17 @@ def fit_full(task: Task) -> Fit:
             train,
             task.dtype,
             task.prune,
+            task.ranks,
         )
         collect_validation(task, validation)
     mean = task.mean
     with task.stage("gram"):
         grams = _grams(task, train, validation, cells_of(names))
-    _announce(grams.train)
+    if task.ranks.rank == 0:
+        _announce(grams.train)
     size = sum(value.numel() for value in mean.values())
     figures = {**_counts(train), "m": grams.train.shape[-1], "parameters": size}
-    if task.folder is not None:
+    if task.folder is not None and task.ranks.rank == 0:
         initial = state_of("initial", task.initial or {})
         save_checked(task.folder / _WEIGHTS, {**state_of("mean", mean), **initial}, task.key)
         plain = {"format": FORMAT, "key": task.key, "names": names, "figures": figures, "max_bytes": task.max_bytes}
@@ -220,7 +225,7 @@ def collect_validation(task: Task, shards: Shards | None) -> None:
     """
     if task.validation is not None and shards is not None:
         batches = task.watch(task.validation, "Jacobians of the validation questions")
-        collect(task.network, batches, list(task.network.parameters), shards, task.dtype)
+        collect(task.network, batches, list(task.network.parameters), shards, task.dtype, ranks=task.ranks)
 
 
 def _labelled(train: Shards, validation: Shards | None) -> tuple[float, Validation | None]:
@@ -252,18 +257,22 @@ def _counts(train: Shards) -> dict[str, Any]:
 
 
 def _grams(task: Task, train: Shards, validation: Shards | None, cell_of: Mapping[str, str]) -> Grams:
-    """The Gram matrices, from disk where they have been computed."""
+    """The Gram matrices, from disk where they have been computed; each process computes its share of the columns."""
     sizes = {name: parameter.numel() for name, parameter in task.network.parameters.items()}
     file = None if task.folder is None else task.folder / _GRAMS
     cells = list(dict.fromkeys(cell_of[name] for name in sizes))
-    if file is not None and file.exists():
+    if file is not None and task.ranks.gather(file.exists())[0]:
         return from_tensors(cells, load_checked(file, task.key))
     known = [centre for centre in CENTRES if centre != "initial" or task.initial is not None]
     centres = {centre: distances(task.mean, task.initial, centre) for centre in known}
-    grams = gram_matrices(train, validation, sizes, cell_of, centres, task.device)
-    if file is not None:
-        save_checked(file, to_tensors(grams), task.key)
-    return grams
+    share = task.ranks.rank, task.ranks.world
+    with task.ranks.together():
+        found = to_tensors(gram_matrices(train, validation, sizes, cell_of, centres, task.device, share))
+    present = found.pop("present")
+    found = {"present": present, **task.ranks.add(found)}
+    if file is not None and task.ranks.rank == 0:
+        save_checked(file, found, task.key)
+    return from_tensors(cells, found)
 
 
 def fit_blocks(task: Task, structure: str) -> Fit:
@@ -282,11 +291,15 @@ def fit_blocks(task: Task, structure: str) -> Fit:
     train, validation = task.shards("train"), None if task.validation is None else task.shards("validation")
     shapes = {name: tuple(parameter.shape) for name, parameter in task.network.parameters.items()}
     with task.stage("collect"):
-        collect(task.network, task.watch(task.train, "training questions"), [], train, task.dtype)
+        collect(task.network, task.watch(task.train, "training questions"), [], train, task.dtype, ranks=task.ranks)
         passes = accumulators(
-            structure, shapes, device=task.device, dtype=torch.promote_types(task.dtype, torch.float32)
+            structure,
+            shapes,
+            device=task.device,
+            dtype=torch.promote_types(task.dtype, torch.float32),
+            ranks=task.ranks,
         )
-        accumulator = accumulate(passes, model, task.passed, task.folder, task.key)
+        accumulator = accumulate(passes, model, task.passed, task.folder, task.key, ranks=task.ranks)
         collect_validation(task, validation)
     cell_of, fitted = cells_of(names), gaussian(accumulator, task.mean)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.curvature.jacobian import Directions
+from bayeslora.curvature.ranks import Ranks
 from bayeslora.errors import RunError, UsageError
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.posteriors.laplace.grams import ROWS
@@ -47,6 +48,7 @@ def collect(
     shards: Shards,
     dtype: torch.dtype,
     prune: float = 0.0,
+    ranks: Ranks | None = None,
 ) -> None:
     r"""Write the contrasts' Jacobian of every question, with logits ``[B, C]`` and labels, batch by batch.
 
@@ -59,6 +61,8 @@ def collect(
     ``prune`` :math:`(1 + \log N)` of the traces is lost so. Leaving such questions'
     :math:`E = \sum_n J_n^T \Lambda_n J_n` out raises variances S to at most :math:`(1 + \|E\| / \lambda) S`.
 
+    Where several processes fit together, each takes its batches and judges questions by those it has seen itself.
+
     Args:
         network: The module.
         batches: The batches, always in the same order; those that are in the shards already are skipped.
@@ -66,20 +70,36 @@ def collect(
         shards: Where everything goes.
         dtype: Of the rows.
         prune: Share of the mean trace below which a question is left out; 0 keeps every question.
+        ranks: The processes that fit together; None for this one alone.
 
     Raises:
         UsageError: logits that differ from one evaluation to the next.
         RunError: a logit or an entry of a Jacobian that is not finite.
     """
+    ranks = ranks or Ranks()
+    with ranks.together():
+        _collect_own(network, ranks.own(batches), names, shards, dtype, prune)
+    shards.exchange(ranks.gather)
+
+
+def _collect_own(
+    network: Network,
+    batches: Iterable[tuple[int, Any]],
+    names: Sequence[str],
+    shards: Shards,
+    dtype: torch.dtype,
+    prune: float,
+) -> None:
+    """:func:`collect` of the batches of one process, with their numbers."""
     traces = torch.zeros(0, dtype=torch.float64, device="cpu")
-    for index, batch in enumerate(batches):
+    for index, batch in batches:
         if index in shards:
             traces = torch.cat([traces, shards.read(index, "trace")])
             continue
         batch = network.move(batch)
         with torch.no_grad():
             logits = network.logits(batch).detach().double().cpu()
-            if index == 0:
+            if not len(traces):
                 _refuse_noise(logits, network.logits(batch).cpu())
         trace = softmax_root(_finite(logits, index)).square().sum((-2, -1))
         traces = torch.cat([traces, trace])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayeslora.curvature.kfac import RANK, DiagonalAccumulator, EigenAccumulator, KroneckerAccumulator
 from bayeslora.curvature.kfac_tokens import TokenAccumulator
+from bayeslora.curvature.ranks import Ranks
 from bayeslora.errors import require_choice
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.posteriors.laplace.diagonal import DiagonalPosterior
@@ -52,6 +53,7 @@ def accumulators(
     rank: int | None = RANK,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    ranks: Ranks | None = None,
 ) -> Iterator[Accumulator]:
     """The passes over the data that a structure takes; each is to see all questions before the next is asked for.
 
@@ -63,6 +65,8 @@ def accumulators(
         rank: Eigenpairs of a long side's factor; None for full factors.
         device: Where the sums are kept.
         dtype: Of the Jacobian.
+        ranks: The processes that fit together; None for this one alone. All of them take the eigenvectors of the first:
+            those of equal eigenvalues are whatever rounding makes of them.
 
     Raises:
         UsageError: another structure, a rank below 1.
@@ -76,7 +80,7 @@ def accumulators(
         first = KroneckerAccumulator(shapes, rank, device, dtype)
         yield first
         if structure == "ekfac":
-            yield EigenAccumulator(first.blocks(), dtype)
+            yield EigenAccumulator((ranks or Ranks()).agree(first.blocks()), dtype)
 
 
 def gaussian(

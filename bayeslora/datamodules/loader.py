@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -65,6 +67,13 @@ class AnswerLoader:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own, or every pass would draw from the global one
         )
+
+    def undealt(self) -> AnswerLoader:
+        """The batches of an evaluation as one process has them, where this loader has those of one of several."""
+        assert isinstance(self.batch_sampler, EvalBatches)  # a step of training is dealt, not cut into batches
+        whole = copy(self)
+        whole.batch_sampler = replace(self.batch_sampler, rank=0, world=1)
+        return whole
 
     def state_dict(self) -> dict[str, int]:
         """Nothing: the position is part of the DataModule's state. Having this tells the trainer we can resume."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bayeslora.callbacks.fit_key import fit_key
 from bayeslora.cli import main
 from bayeslora.posteriors.state import load_posterior
 from tests.helpers.command_line import FAST
@@ -18,6 +19,12 @@ CHANGES = {
     "quantisation": ["--model.backbone.quantization=8bit"],
     "batches": ["--data.eval_batch_size=5"],
 }
+
+
+def test_a_key_is_the_same_in_every_process() -> None:
+    """Sets, as peft's configuration holds them, have an order of their own in each process."""
+    names = {f"layer{i}.v_proj" for i in range(50)}
+    assert fit_key({}, {"target_modules": names}) == fit_key({}, {"target_modules": sorted(names)})
 
 
 @pytest.fixture(scope="module")

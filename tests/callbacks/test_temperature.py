@@ -193,7 +193,8 @@ def test_a_temperature_is_found_on_the_questions_of_all_ranks(tmp_path: Path, mo
 
 _RANK = """
 import sys, torch
-from bayeslora.callbacks.temperature import _of_all_ranks, fit_temperature
+from bayeslora.callbacks.temperature import fit_temperature
+from bayeslora.curvature.ranks import Ranks
 from bayeslora.types import Predictive
 rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
@@ -201,7 +202,7 @@ generator = torch.Generator().manual_seed(0)
 logits = torch.randn(95, 4, generator=generator, dtype=torch.float64)
 labels = torch.multinomial((logits / 2).softmax(-1), 1, generator=generator).squeeze(-1)
 mine = slice(rank, None, world)
-pairs = _of_all_ranks([(Predictive.from_logits(logits[None, mine]), labels[mine])])
+pairs = Ranks().gather((Predictive.from_logits(logits[None, mine]), labels[mine]))
 print(fit_temperature(*map(list, zip(*pairs))))
 """
 

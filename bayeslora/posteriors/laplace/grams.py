@@ -64,6 +64,7 @@ def gram_matrices(
     cell_of: Mapping[str, str],
     centres: Mapping[str, Mapping[str, Tensor]],
     device: torch.device | str = "cpu",
+    share: tuple[int, int] = (0, 1),
 ) -> Grams:
     """Every cell's inner products, from one reading of the shards.
 
@@ -76,6 +77,7 @@ def gram_matrices(
         cell_of: Parameter name to its cell.
         centres: Name of a centre of the prior to the weights less that centre, parameter name to value.
         device: Where the products are taken.
+        share: Number of this process and how many there are: what each gives is one of that many summands.
 
     Raises:
         RunError: a number that is not finite, naming the parameter.
@@ -84,10 +86,14 @@ def gram_matrices(
     with train.reading(), nullcontext() if validation is None else validation.reading():
         present = contrasts_of(validation)
         grams = _zeros(cells, contrasts_of(train, kept=True), present, list(centres), device)
+        number = -1
         for name in sizes:
             cell = cells.index(cell_of[name])
             away = {kind: values[name].flatten().double().to(device) for kind, values in centres.items()}
             for piece in pieces(columns[name].start, columns[name].stop):
+                number += 1
+                if number % share[1] != share[0]:
+                    continue
                 part = slice(piece.start - columns[name].start, piece.stop - columns[name].start)
                 rows = wide(train.columns(ROWS, piece).to(device))
                 grams.train[cell] += (rows @ rows.T).double()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,17 @@ class Shards(ABC):
             index: Number of the batch.
             name: The tensor's name.
             columns: Which columns; None, where allowed, for all.
+        """
+
+    @abstractmethod
+    def exchange(self, gather: Callable[[Any], list[Any]]) -> None:
+        """See what other processes have written, once all have come here.
+
+        Args:
+            gather: Gives every process what each of them has.
+
+        Raises:
+            UsageError: they write where this one does not see it.
         """
 
     @contextmanager
@@ -105,6 +116,11 @@ class MemoryShards(Shards):
         tensor = self._batches[index][name]
         return tensor if columns is None else tensor[:, columns]
 
+    def exchange(self, gather: Callable[[Any], list[Any]]) -> None:
+        """See :class:`Shards`; afterwards every process has all of them."""
+        for theirs in gather(self._batches):
+            self._batches |= theirs
+
 
 class DiskShards(Shards):
     """Shards as safetensors files, each whole or absent, with a checksum and the key of the run they belong to.
@@ -145,6 +161,19 @@ class DiskShards(Shards):
                 _contents(shard, self._file(index), self.key)
                 self._checked.add(index)
             return shard.get_tensor(name) if columns is None else shard.get_slice(name)[:, columns]
+
+    def exchange(self, gather: Callable[[Any], list[Any]]) -> None:
+        """See :class:`Shards`; they stay where they are."""
+        names = {
+            name for theirs in gather([file.name for file in self.folder.glob("*.safetensors")]) for name in theirs
+        }
+        hidden = sorted(name for name in names if not (self.folder / name).exists())
+        if any(gather(bool(hidden))):
+            what = f"{self.folder / hidden[0]}, which another process has written," if hidden else "a file of another"
+            raise UsageError(
+                f"{what} is not seen by this process; processes that fit together need a run folder on a file system "
+                "that all of them share: give another --trainer.default_root_dir, or fit on one device"
+            )
 
     @contextmanager
     def reading(self) -> Iterator[None]:
