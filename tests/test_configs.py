@@ -16,6 +16,7 @@ from bayeslora.commands.resolved import resolve
 from bayeslora.errors import UsageError
 from bayeslora.grid.fields import counting_fields
 from bayeslora.grid.specification import read_grid
+from bayeslora.results.comparison.published import read_published
 
 ROOT = Path(__file__).parent.parent / "bayeslora" / "configs"
 OWN = {
@@ -106,6 +107,24 @@ def test_ones_own_questions_become_batches(name: Path, tmp_path: Path, monkeypat
     assert next(iter(data.train_dataloader())).label.tolist() != []
 
 
+@pytest.mark.parametrize("file", tables(), ids=lambda file: str(file.relative_to(ROOT / "papers")))
+def test_a_grid_lists_its_cells(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "160")
+        assert main(["benchmark", "-c", str(file), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    grid = read_grid(file)
+    shown = capsys.readouterr().out
+    for key in (
+        f"{dataset}/{method}/{seed}" for dataset in grid.datasets for method in grid.methods for seed in grid.seeds
+    ):
+        assert f" {key} " in shown
+    assert not (tmp_path / "out").exists()
+    if grid.published is not None:
+        numbers = read_published(grid.published, {})
+        assert {number.dataset.partition("/")[0] for number in numbers} <= {*grid.datasets}
+        assert {number.method for number in numbers} <= {*grid.methods}
+
+
 def commands() -> list[tuple[str, ...]]:
     """The arguments of every ``bayeslora fit`` and ``test`` that a configuration's header gives."""
     found = []
@@ -155,9 +174,9 @@ def test_every_row_of_a_table_resolves_and_counts(file: Path) -> None:
     """On the table's first dataset; whether others are read is what their own files' tests say."""
     grid = read_grid(file)
     dataset = next(iter(grid.datasets))
-    found = {name: counting_fields(resolve(grid.parts(name, dataset))[0]) for name in grid.methods}
-    alike = [name for name in found if list(found.values()).count(found[name]) > 1]
-    assert {name for name in alike if grid.methods[name].checkpoint == "last"} <= {"mle"}, "two rows are one"
+    fields = {name: counting_fields(resolve(grid.parts(name, dataset))[0]) for name in grid.methods}
+    found = [(fields[name], method.checkpoint) for name, method in grid.methods.items()]
+    assert not [row for row in found if found.count(row) > 1], "two rows are one"
 
 
 def test_overlays_change_only_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ HEAD = "dataset,method,metric,value,source,status\n"
 
 def test_ours_theirs_and_the_difference(tmp_path: Path) -> None:
     (run,) = equal_rows(1, torch.Generator().manual_seed(0), seeds=1)["0"]
-    comparison = Comparison([Run(Path("x"), "mle", 0, {"arc": run}, {})], "mle")
+    comparison = Comparison([Run(Path("x"), "mle", 0, {"arc": run, "mmlu:law": run}, {})], "mle")
     file = tmp_path / "published.csv"
     file.write_text(HEAD + "own,mle,nll,0.5,A paper,verified\nown,blob,nll,0.25,A paper,unverified\n")
     ours, absent = read_published(file, {"own": comparison})
@@ -29,6 +29,18 @@ def test_ours_theirs_and_the_difference(tmp_path: Path) -> None:
     text = page("", [], published=[ours, absent])
     assert "0.250 (unverified)" in text
     assert "None" not in text
+
+
+def test_a_test_set_is_named_behind_its_dataset(tmp_path: Path) -> None:
+    """As ``obqa/mmlu:law``: trained on one and tested on the other."""
+    (own, other) = equal_rows(2, torch.Generator().manual_seed(0), seeds=1).values()
+    comparison = Comparison([Run(Path("x"), "mle", 0, {"arc": own[0], "mmlu:law": other[0]}, {})], "mle")
+    (tmp_path / "p.csv").write_text(HEAD + "own/mmlu:law,mle,nll,0.5,A,verified\nown/mmlu:cs,mle,nll,0.5,A,verified\n")
+    ours, absent = read_published(tmp_path / "p.csv", {"own": comparison})
+    summary = comparison.summary("mle", "mmlu:law", "nll")
+    assert summary is not None
+    assert ours.ours_value == summary.mean
+    assert absent.ours_value is None
 
 
 @pytest.mark.parametrize(
@@ -48,7 +60,7 @@ def test_a_number_without_a_source_or_a_status_is_refused(line: str, message: st
 
 
 def test_the_shipped_numbers_are_read() -> None:
-    for file in (ROOT / "bayeslora" / "configs" / "papers").rglob("published.csv"):
+    for file in (ROOT / "bayeslora" / "configs" / "papers").rglob("published*.csv"):
         found = read_published(file, {})
         assert found
         assert all(0 <= number.theirs_value < 5 for number in found)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bayeslora.errors import UsageError, require, require_choice
-from bayeslora.results.comparison.comparison import Comparison
+from bayeslora.results.comparison.comparison import Comparison, Summary
 
 COLUMNS = ("dataset", "method", "metric", "value", "source", "status")
 STATUS = ("verified", "unverified")
@@ -19,7 +19,7 @@ class Published:
     """One published number, and ours where there is one.
 
     Attributes:
-        dataset: The grid's dataset.
+        dataset: The grid's dataset, and behind a ``/`` the test set, where it is another than the dataset's own.
         method: The grid's row.
         metric: Ours, such as ``accuracy`` or ``ece_15``.
         theirs_value: As published, in our unit (a fraction, nats).
@@ -79,10 +79,7 @@ def read_published(file: Path, comparisons: Mapping[str, Comparison]) -> list[Pu
             require(f"{where}: {column}", line.get(column), bool(line.get(column)), "a value in every line")
         require_choice(f"{where}: status", line["status"], STATUS)
         dataset, method, metric = line["dataset"], line["method"], line["metric"]
-        ours = comparisons.get(dataset)
-        summary = None
-        if ours is not None and method in ours.methods:
-            summary = ours.summary(method, ours.datasets[0], metric)
+        summary = _ours(comparisons, dataset, method, metric)
         try:
             value = float(line["value"])
         except ValueError:
@@ -90,3 +87,11 @@ def read_published(file: Path, comparisons: Mapping[str, Comparison]) -> list[Pu
         mean = None if summary is None else summary.mean
         found.append(Published(dataset, method, metric, value, line["source"], line["status"], mean))
     return found
+
+
+def _ours(comparisons: Mapping[str, Comparison], dataset: str, method: str, metric: str) -> Summary | None:
+    trained, _, tested = dataset.partition("/")
+    ours = comparisons.get(trained)
+    if ours is None or method not in ours.methods or (tested and tested not in ours.datasets):
+        return None
+    return ours.summary(method, tested or ours.datasets[0], metric)
