@@ -172,7 +172,7 @@ def method_of(pl_module: L.LightningModule) -> str:
 
 def _headline(datasets: Mapping[str, Answers], temperature: float | None) -> dict[str, Tensor]:
     """The numbers that ``trainer.test`` returns, under the names that loggers know from :class:`Report`."""
-    found = {} if temperature is None else {TEMPERATURE: torch.tensor(temperature)}
+    found = {} if temperature is None else {TEMPERATURE: torch.tensor(temperature, device="cpu")}
     for name, answers in datasets.items():
         if not bool((answers.label == UNKNOWN).any()):
             numbers = {"accuracy": Accuracy(), "nll": NLL(), "brier": Brier(), f"ece_{FLOOR_BINS}": ECE(FLOOR_BINS)}
