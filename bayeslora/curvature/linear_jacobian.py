@@ -48,7 +48,8 @@ def linear_jacobian(
         batch = apply_to_collection(batch, Tensor, torch.clone)  # one made in inference mode cannot be in a graph
         check_linear(module, names)
         layers = _layers(module, names)
-        with _recording(module, layers) as uses:
+        # a compiled network is run as it was written: what is compiled does not call the hooks that watch its layers
+        with _recording(module, layers) as uses, torch.compiler.set_stance("force_eager"):
             logits = logits_fn(batch)
         _check_uses(uses, layers, names, len(logits))
         contrasts = (logits[:, 1:] - logits[:, :1]).nan_to_num(neginf=0.0, posinf=0.0)

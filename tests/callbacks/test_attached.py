@@ -174,6 +174,15 @@ def test_laplace_knows_the_layers_of_gpt_2() -> None:
         torch.testing.assert_close(jacobian[name], value)
 
 
+def test_laplace_sees_the_layers_of_a_compiled_network() -> None:
+    module, batch = Own(), next(iter(loader()))
+    _, plain = linear_jacobian(module, lambda b: module.net(b[0]), batch, ["net.0.weight"])
+    module.net = torch.compile(module.net, backend="eager")
+    module.net(batch[0])  # compiled before it is watched
+    _, found = linear_jacobian(module, lambda b: module.net(b[0]), batch, ["net._orig_mod.0.weight"])
+    torch.testing.assert_close(found["net._orig_mod.0.weight"], plain["net.0.weight"])
+
+
 def test_several_loaders(tmp_path: Path) -> None:
     module, callbacks = Own(), [Temperature(**FUNCTIONS), SWAG(start=0, **FUNCTIONS), Predictions(**FUNCTIONS)]
     made = trainer(tmp_path, *callbacks)
