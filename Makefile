@@ -6,21 +6,19 @@ RUN ?= runs/quickstart
 # The embedded model is too small for more threads than one, and tests run on two processes.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-fast test-real lint docs dist install
+.PHONY: quickstart test test-slow lint docs dist install
 
 quickstart: install
 	$(BIN)/bayeslora fit -c quickstart --trainer.default_root_dir $(RUN) --overwrite
 	$(BIN)/bayeslora test -c quickstart --trainer.default_root_dir $(RUN)
 
+# Every line of the package; below 15 minutes on two cores.
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not real"
-
-# Every method on real weights: about ten minutes of one core, run by hand.
-test-real: install
-	$(BIN)/python -m pytest -m real
-
-test-fast: install
 	$(BIN)/python -m pytest -n 2 -m "not slow and not real"
+
+# What takes longer: kills, several processes, the pretend GPU, the wheel, benchmarks, and every method on real weights.
+test-slow: install
+	$(BIN)/python -m pytest -n 2 -m "slow or real"
 
 lint: install
 	$(BIN)/ruff check .
