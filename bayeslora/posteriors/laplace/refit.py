@@ -287,7 +287,7 @@ def _root(
     while low < here < high:
         other = min(max(here + toward * step, low), high)
         if slope(other) * toward <= 0:
-            return float(scipy.optimize.brentq(slope, here, other, xtol=1e-4))
+            return float(scipy.optimize.brentq(slope, here, other, xtol=1e-3))
         here, step = other, 2 * step
     return here
 
