@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = [small(one) for one in settings] if options.small else settings
     if options.part == "table":
         print(report(options.out, settings))
-        picture(scores(options.out, settings), options.out / "gold.png")
+        if len(found := scores(options.out, settings)) > 1:  # the gold is one
+            picture(found, options.out / "gold.png")
         return
     for one in settings:
         PARTS[options.part](one, options)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gold.chains import RECORD
-from gold.methods import BASE, METHODS
+from gold.methods import ADDED, METHODS, SAME
 from gold.setting import Setting
 
 from bayeslora.metrics import over_seeds
@@ -96,7 +96,7 @@ def correlation_table(found: Found) -> str:
     from scipy.stats import spearmanr
 
     lines = ["| over the methods | " + " | ".join(SETS.values()) + " |", "|---" + "|--:" * len(SETS) + "|"]
-    rows = [row for row in found if row not in (GOLD, BASE)]
+    rows = [row for row in found if row not in (GOLD, *ADDED)]
     for column, title in (("tv", "total variation"), ("kl", "KL")):
         cells = []
         for name in SETS:
@@ -116,22 +116,34 @@ def picture(found: Found, file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(SETS), figsize=(11, 4.6), layout="constrained")
+    figure, panels = pyplot.subplots(1, len(SETS), figsize=(11, 5), layout="constrained")
     for panel, (name, title) in zip(panels, SETS.items(), strict=True):
-        panel.axhline(mean(found[GOLD], name, "nll"), color="goldenrod", lw=1.5, label="gold's expected NLL")
+        panel.axhline(mean(found[GOLD], name, "nll"), color="goldenrod", lw=1.5, label="the gold's own expected NLL")
         panel.axvline(mean(found[GOLD], name, "tv"), color="0.6", ls=":", label="gold half against gold half")
-        for row in found:
-            if row == GOLD:
-                continue
-            across, upwards = (over_seeds([one[name][c] for one in found[row]]) for c in ("tv", "nll"))
-            same = METHODS[row].prior == METHODS["map"].prior
-            panel.errorbar(
-                across[0], upwards[0], fmt="o" if same else "s", ms=5, color="tab:blue" if same else "tab:red"
-            )
-            panel.annotate(row, (across[0], upwards[0]), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        points = {
+            row: (mean(seeds, name, "tv"), mean(seeds, name, "nll")) for row, seeds in found.items() if row != GOLD
+        }
+        for row, point in points.items():
+            marker, color = ("o", "tab:blue") if METHODS[row].prior == SAME else ("s", "tab:red")
+            panel.plot(*point, marker, color=color, ms=5)
+        name_points(panel, points)
         panel.set(xlabel="total variation to the gold posterior", ylabel="expected NLL", title=title)
     panels[0].plot([], [], "o", color="tab:blue", label="the gold's prior")
     panels[0].plot([], [], "s", color="tab:red", label="another prior, or none")
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(file, dpi=130)
     pyplot.close(figure)
+
+
+def name_points(panel: Any, points: Mapping[str, tuple[float, float]]) -> None:
+    """Names in a column at the right, in the order of the points' heights, each with a line to its point."""
+    heights = [point[1] for point in points.values()]
+    low, high = min(heights), max(heights)
+    column = 1.25 * max(point[0] for point in points.values())
+    order = sorted(points, key=lambda row: points[row][1])
+    for place, row in enumerate(order):
+        across, upwards = points[row]
+        beside = low + (high - low) * place / max(1, len(order) - 1)
+        panel.plot([across, column * 0.99], [upwards, beside], color="0.8", lw=0.6, zorder=0)
+        panel.text(column, beside, row, fontsize=8, va="center")
+    panel.set_xlim(0, 1.3 * column)
