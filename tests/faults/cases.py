@@ -128,6 +128,7 @@ def _fit(name: str) -> Case:
 
 
 _FITTED = on("fit", "lora")
+_CELLS = ("own/*/seed-0/test/predictions.parquet", "own/*/seed-0/test/metrics.json")
 CASES = {
     "fit-swag": _fit("swag"),
     "fit-blob": _fit("blob"),
@@ -142,12 +143,12 @@ CASES = {
     "predict": Case(_predict, ("answers.jsonl",), before=(_FITTED, on("test", "tested"))),
     "cell": Case(
         lambda folder: [*_benchmark(folder), "--cell", "own/temperature/0"],
-        ("own/*/seed-0/test/predictions.parquet", "own/*/seed-0/test/metrics.json"),
+        _CELLS,
         checkpoint="own/mle/seed-0/checkpoints/last.ckpt",
     ),
     "benchmark": Case(
         _benchmark,
-        ("own/*/seed-0/test/predictions.parquet", "own/*/seed-0/test/metrics.json", "tables/*"),
+        (*_CELLS, "tables/own.*"),  # not tables/costs-own.csv, which holds times
         checkpoint="own/mle/seed-0/checkpoints/last.ckpt",
         spawns=True,
     ),
