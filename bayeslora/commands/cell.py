@@ -10,6 +10,7 @@ import torch
 from bayeslora.commands.lightning import CommandLine, run
 from bayeslora.commands.resolved import Documents, config_options
 from bayeslora.errors import RunError, UsageError, in_one_line
+from bayeslora.files import RUN_FILE, run_record, write_record
 from bayeslora.grid.cells import DONE, LAST, TRAINED, Cell, training_cell
 from bayeslora.grid.environment import environment_record
 from bayeslora.grid.specification import Grid
@@ -65,6 +66,9 @@ def _attempt(grid: Grid, cell: Cell, documents: Documents, test_line: type[Comma
     with training.locked() if training != cell else nullcontext():
         _train(grid, training, documents)
     _test(grid, cell, test_line)
+    if training != cell:
+        shared = run_record(training.folder).get("train_seconds")
+        write_record(cell.folder / RUN_FILE, {**run_record(cell.folder), "shared_train_seconds": shared})
     if Documents(grid).of(cell) != documents.of(cell):
         raise RunError(f"what {cell.key} reads has changed while it ran; its results are of neither state")
     cell.end(DONE)

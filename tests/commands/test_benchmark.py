@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from bayeslora.cli import main
+from bayeslora.files import run_record
 from bayeslora.grid.cells import cell_of
 from bayeslora.grid.specification import read_grid
 from bayeslora.results.prediction_file import read_predictions
@@ -85,6 +86,9 @@ def test_rows_that_share_a_training_train_once(out: Path) -> None:
     np.testing.assert_array_equal(mle.mean(0).argmax(-1), scaled.mean(0).argmax(-1))
     assert not np.allclose(mle, scaled)
     assert not np.allclose(mle, base)
+    spent = run_record(out / "own" / "mle" / "seed-0")["train_seconds"]
+    shared = [run_record(out / "own" / name / "seed-0").get("shared_train_seconds") for name in ("mle", "temperature")]
+    assert shared == [None, spent]
 
 
 def test_what_is_done_is_not_done_again(out: Path, grid: Path, capsys: pytest.CaptureFixture) -> None:
@@ -99,6 +103,7 @@ def test_what_is_done_is_not_done_again(out: Path, grid: Path, capsys: pytest.Ca
     shown = capsys.readouterr().out
     assert shown.count("1 done") == 3
     assert (out / "tables" / "own.csv").read_text().count("jsonl:data,accuracy,") == 3
+    assert ",shared_train_seconds,temperature," in (out / "tables" / "costs-own.csv").read_text()
 
 
 def test_dry_run_lists_the_cells_and_what_they_will_cost(

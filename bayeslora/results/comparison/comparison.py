@@ -14,9 +14,11 @@ from bayeslora.metrics.intervals import over_seeds
 from bayeslora.results.comparison.ties import best_rows
 from bayeslora.results.measured import measure
 
+SHARED = "shared_train_seconds"  # of the run whose training a run uses
 COSTS = (
     "labels",
     "train_seconds",
+    SHARED,
     "predict_seconds",
     "peak_bytes",
     "trainable_parameters",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from bayeslora.metrics.evaluate import FLOOR_BINS
-from bayeslora.results.comparison.comparison import COSTS, RUN, Comparison, Summary
+from bayeslora.results.comparison.comparison import COSTS, RUN, SHARED, Comparison, Summary
 from bayeslora.results.comparison.ties import LEVEL, RESAMPLES, SEED
 from bayeslora.results.terminal import column_groups
 
@@ -35,7 +35,7 @@ _HEADLINES = {
 }
 _EXPECTED = ("accuracy", "nll", "brier")  # reported as expectations where the true probabilities are known
 _STAR = "*"
-_COST_TITLES = ("labels", "training", "prediction", "memory", "parameters")
+_COST_TITLES = ("labels", "training", "training of another row", "prediction", "memory", "parameters")
 _TERMINAL = ("accuracy", "nll", _ECE, _FLOOR, "expected_calibration_gap", "auroc_total", "auroc_epistemic")
 _NAME_WIDTH, _SCORE_WIDTH, _MEAN_WIDTH, _COST_WIDTH = 4, 15, 8, 13  # characters of a cell with its rules
 
@@ -176,8 +176,11 @@ def grids(comparison: Comparison, costs: bool = True) -> Iterator[Grid]:
         yield Grid(f"{dataset}: decisions", methods, decisions, comparison.reference)
     if not costs:
         return
-    shows = (_show_count, _show_seconds, _show_seconds, _show_bytes, _show_count)
-    yield Grid("cost", methods, [column(RUN, *cost) for cost in zip(COSTS, _COST_TITLES, shows, strict=True)])
+    shows = (_show_count, _show_seconds, _show_seconds, _show_seconds, _show_bytes, _show_count)
+    costed = [
+        cost for cost in zip(COSTS, _COST_TITLES, shows, strict=True) if cost[0] != SHARED or (RUN, SHARED) in present
+    ]
+    yield Grid("cost", methods, [column(RUN, *cost) for cost in costed])
 
 
 def _decisions(metrics: Iterable[str]) -> Iterator[tuple[str, str, Callable[[Summary], str]]]:
