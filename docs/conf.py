@@ -39,6 +39,8 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = str(HERE.parent / "build" / "notebooks")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
+nb_execution_in_temp = True
+nb_output_stderr = "remove"
 
 # Reference
 autodoc_member_order = "bysource"
@@ -62,6 +64,9 @@ html_theme = "pydata_sphinx_theme"
 html_title = "bayeslora"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}
+html_sidebars = {page: [] for page in ("index", "metrics", "glossary", "faq")}  # nothing is below them
 html_show_sourcelink = False
 html_theme_options = {
     "header_links_before_dropdown": 6,

@@ -55,9 +55,10 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         ood: Names of further datasets to test on, such as ``mmlu:law``.
         batch_size: Questions in a training batch, per process.
         eval_batch_size: Questions in a batch for validation and testing; None takes ``batch_size``.
-        max_test: Draws this many questions of each test set, the same ones for every seed; None takes all.
+        max_test: Tests on this many questions of each test set, drawn at random but the same for every seed; None: all.
         max_length: Longest row in tokens; None takes the protocol's, or the tokenizer's where that is smaller.
-        seed: Of order, splits and draws. The test sets do not depend on it.
+        seed: Decides the order of the training questions, which of them validate or calibrate, and worked examples;
+            the questions of the test sets do not depend on it.
         tokenizer: Name or folder of a tokenizer, or one that is loaded. None takes the one of the model that the data
             meet in a trainer; without a model, ``embedded``, the one in the package.
         revision: Of the tokenizer, on the hub.

@@ -1,4 +1,4 @@
-"""Posteriors on disk: a plain peft adapter of the mean, and what is Bayesian beside it.
+"""Posteriors on disk: the mean as a plain peft adapter, and beside it the spread around that mean.
 
 A posterior's folder holds ``adapter_model.safetensors`` and ``adapter_config.json``, which plain peft loads,
 ``posterior.safetensors`` with the remaining tensors of its state, and ``posterior.json`` with the family, the schema,
