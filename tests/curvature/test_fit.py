@@ -8,6 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bayeslora.curvature.fit import _SMALL, _SMALL_ON_GPU, _announce, fit_full
 from bayeslora.curvature.jacobian import contrast_jacobian
@@ -196,6 +197,29 @@ def test_draws_have_the_covariance(model: AnswerModel) -> None:
 
 
 # --- stages on disk --------------------------------------------------------------------------------------------------
+
+
+class Wide(TorchDispatchMode):
+    """The most numbers of four bytes or more that any operation has made at once."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.is_floating_point() and made.itemsize >= 4:
+            self.most = max(self.most, made.untyped_storage().nbytes() // made.itemsize)  # a view holds no more
+        return made
+
+
+def test_directions_are_never_held_in_wide_numbers(model: AnswerModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 7B they are 20 GB in bfloat16, and would be 40 on their way there: a few columns are wide at a time."""
+    monkeypatch.setattr("bayeslora.posteriors.laplace.shards._COLUMNS", 8)
+    fit = fit_full(task(model, batches(), dtype=torch.bfloat16))
+    with Wide() as wide:
+        posterior = fit.choose(Prior(1.0))[0]
+    directions = max(posterior.directions.values(), key=Tensor.numel)
+    assert directions.dtype == torch.bfloat16
+    assert wide.most < directions.numel() / 4
 
 
 class Killed(list):
