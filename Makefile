@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 # The embedded model is too small for more threads than one, and tests run on two processes.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow lint docs dist install
+.PHONY: quickstart test test-slow lint docs dist install audit hashes
 
 quickstart: install
 	$(BIN)/bayeslora fit -c quickstart --trainer.default_root_dir $(RUN) --overwrite
@@ -32,6 +32,20 @@ docs: install
 # The sdist, and the wheel that is made of it.
 dist: install
 	$(BIN)/python -m build --no-isolation --outdir dist
+
+# Known vulnerabilities of the pinned versions; asks the package index. In an environment of its own, as the next one is.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+# The pins with the hashes of their files. torch is left out: it comes from the index that has the machine's variant.
+hashes:
+	$(PYTHON) -m venv build/hashes
+	build/hashes/bin/python -m pip install --quiet uv==0.13.9
+	grep -v '^torch==' constraints.txt > build/pins.txt
+	build/hashes/bin/uv pip compile build/pins.txt --no-deps --generate-hashes --no-annotate --python-version 3.11.9 \
+		--custom-compile-command "make hashes" --quiet --output-file constraints-hashed.txt
 
 install: $(VENV)/.installed
 
