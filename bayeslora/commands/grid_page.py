@@ -47,8 +47,16 @@ def write_page(grid: Grid, comparisons: Mapping[str, Comparison], missing: Seque
 
 
 def _notes(grid: Grid, missing: Sequence[str]) -> list[str]:
-    seeds = ", ".join(map(str, grid.seeds))
-    notes = [f"{len(grid.methods)} methods, {len(grid.datasets)} datasets, seeds {seeds}."]
+    counts = [
+        _count(len(grid.methods), "method"),
+        _count(len(grid.datasets), "dataset"),
+        _count(len(grid.seeds), "seed"),
+    ]
+    notes = [f"{', '.join(counts)} ({', '.join(map(str, grid.seeds))})."]
     if missing:
         notes.append(f"Not done, and not in the tables: {', '.join(missing)}.")
     return notes
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
