@@ -69,11 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="--out of baselines.py")
     options = parser.parse_args(arguments)
+    comparison = comparison_of(options.study, [row + end for row in ROWS for end in ("", TEMPERATURE)], BASELINE)
     for end in ("", TEMPERATURE):
-        rows = [BASELINE + end, *(row + end for row in ROWS if row != BASELINE)]
-        print(added(comparison_of(options.study, rows, BASELINE + end)) + "\n")
-    named = dict.fromkeys(row for contrast in NAMED for row in (contrast.row, contrast.other))
-    print(table(comparison_of(options.study, list(named), BASELINE)))
+        like = [run for run in comparison.runs if run.method.endswith(TEMPERATURE) == bool(end)]
+        print(added(Comparison(like, BASELINE + end)) + "\n")
+    print(table(comparison))
 
 
 def added(comparison: Comparison) -> str:
