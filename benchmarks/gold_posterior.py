@@ -47,7 +47,7 @@ def gold(setting: Setting, options: argparse.Namespace) -> None:
     if (folder / chains.RECORD).exists():
         return
     began = time.process_time()
-    sizes = (2, 8) if options.small else (chains.WARM_UP, chains.DRAWS)
+    sizes = (2, 8) if options.small else (chains.WARM_UP, options.draws)
     found = chains.make(setting, problem(setting), folder, *sizes)
     print(f"{setting.folder}: {time.process_time() - began:.0f} s of CPU, {found['gradients']} gradients of all chains")
     print("  converged" if found["converged"] else "  NOT CONVERGED", found["convergence"]["all"], flush=True)
@@ -78,6 +78,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--sampled", choices=("AB", "B"), default="AB")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--draws", type=int, default=chains.DRAWS, help="of each chain, after the warm-up")
     parser.add_argument("--rows", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="ROW")
     parser.add_argument("--small", action="store_true", help="few questions and draws, to see the script run")
     parser.add_argument("--out", type=Path, default=Path("runs/gold"))
