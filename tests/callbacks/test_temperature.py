@@ -184,7 +184,7 @@ def test_batches_can_be_given_and_an_ordinary_datamodule_serves(tmp_path: Path) 
 
 def test_a_temperature_is_found_on_the_questions_of_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(temperature, "_of_all_ranks", lambda own: own + own)
+    monkeypatch.setattr(temperature.Ranks, "gather", lambda self, own: [own, own])
     monkeypatch.setattr(temperature, "fit_temperature", lambda found, *_: asked.append(len(found)) or 1.0)
     functions: dict = {"logits_fn": lambda module, batch: module.net(batch[0]), "label_fn": lambda batch: batch[1]}
     _trainer(tmp_path, Temperature(**functions)).test(Foreign(), loader(2), verbose=False)
