@@ -40,7 +40,12 @@ class Anchors:
         self.plain_loss = self._mean(plain)
 
     def loss(self, predict: Predict, what: str) -> float:
-        """Mean negative log-likelihood of the labels, over all processes; a bar says ``what`` it is for."""
+        """Mean negative log-likelihood of the labels, over all processes.
+
+        Args:
+            predict: What answers a batch.
+            what: What it is for, which the progress bar says.
+        """
         return self._mean(self._predictions(predict, what))
 
     def _mean(self, predictives: Iterable[Predictive]) -> float:
@@ -72,7 +77,12 @@ class Tried:
         return len(self._changes)
 
     def get(self, sigma: float | Mapping[str, float], measure: Callable[[], float]) -> float:
-        """The change at a sigma, measured where it is not known."""
+        """The change at a sigma, measured where it is not known.
+
+        Args:
+            sigma: One for all sites, or one by name.
+            measure: What finds the change.
+        """
         name = repr(dict(sigma) if isinstance(sigma, Mapping) else sigma)
         if name not in self._changes:
             self._changes[name] = measure()
