@@ -29,7 +29,8 @@ def test_fit_then_test(name: str, tmp_path: Path) -> None:
         assert main([stage, *config, *options, *trainer, *quiet]) == 0
     written = json.loads((tmp_path / "test" / "metrics.json").read_text())
     found = read_predictions(tmp_path / "test" / "predictions.parquet")
-    assert json.loads(json.dumps(evaluate(found.datasets, found.method, found.seed))) == written
+    metrics = evaluate(found.datasets, found.method, found.seed) | {"temperature": found.temperature}
+    assert json.loads(json.dumps(metrics)) == written
     source = {json.loads(line)["id"]: json.loads(line) for line in _test_file(name).read_text().splitlines()}
     ids = found.datasets[name].example_id
     assert len(ids) == len(set(ids)) == SIZES[name]

@@ -24,10 +24,10 @@ from tests.pretend_gpu.scenarios import plain, quiet
 
 collect, found = fit.collect, []
 
-def counted(network, batches, *arguments):
+def counted(network, batches, *arguments, **options):
     batches = list(batches)
     with device.recording() as record:
-        collect(network, batches, *arguments)
+        collect(network, batches, *arguments, **options)
     found.append((len(batches), record.number_of_operations, record.number_of_waits))
 
 quiet()
