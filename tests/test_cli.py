@@ -11,14 +11,8 @@ import torch
 
 from bayeslora.cli import main
 from tests.helpers.command_line import arguments, refused
-from tests.helpers.runs import questions
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("cli") / "data")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from bayeslora.lightning_modules.lora import LoRAModule
 from bayeslora.models.loading import LoRA
 from bayeslora.results.prediction_file import read_predictions
 from bayeslora.types import Samples
-from tests.helpers.runs import questions
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -33,21 +32,16 @@ QUIET: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("dynamics") / "data")
-
-
 def fit(
-    source: Path, root: Path, epochs: int, *callbacks: L.Callback, ckpt: Path | None = None, kind: Any = LoRAModule
+    data: Path, root: Path, epochs: int, *callbacks: L.Callback, ckpt: Path | None = None, kind: Any = LoRAModule
 ) -> Any:
     torch.manual_seed(0)
     module = kind(lora=LoRA(r=4, alpha=8, dropout=0.1), learning_rate=2e-3, warmup=0, seed=5)
     saving = ModelCheckpoint(root / "kept", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     options = {"max_epochs": epochs, "use_distributed_sampler": False, "default_root_dir": root}
     trainer = L.Trainer(callbacks=[*callbacks, saving], **options, **QUIET)
-    data = JSONLDataModule(path=str(source), labels=50, batch_size=8, eval_batch_size=32)
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    datamodule = JSONLDataModule(path=str(data), labels=50, batch_size=8, eval_batch_size=32)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt, weights_only=True)
     return module
 
 
@@ -55,21 +49,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-def test_training_is_bit_for_bit_what_it_is_without(source: Path, tmp_path: Path) -> None:
+def test_training_is_bit_for_bit_what_it_is_without(data: Path, tmp_path: Path) -> None:
     ends, states = [], []
     for name, callbacks in (("without", []), ("with", [Dynamics()])):
-        module = fit(source, tmp_path / name, 2, *callbacks)
+        module = fit(data, tmp_path / name, 2, *callbacks)
         ends.append(module.state_dict())
         states.append(torch.get_rng_state())
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
     assert torch.equal(*states)
 
 
-def test_epoch_zero_is_the_base_and_the_last_epoch_is_what_a_test_predicts(source: Path, tmp_path: Path) -> None:
-    module = fit(source, tmp_path, 2, Dynamics())
-    data = JSONLDataModule(path=str(source), labels=50, batch_size=8, eval_batch_size=32)
-    names = [*data.test_names, "validation"]
-    (test,) = data.test_dataloader()
+def test_epoch_zero_is_the_base_and_the_last_epoch_is_what_a_test_predicts(data: Path, tmp_path: Path) -> None:
+    module = fit(data, tmp_path, 2, Dynamics())
+    datamodule = JSONLDataModule(path=str(data), labels=50, batch_size=8, eval_batch_size=32)
+    names = [*datamodule.test_names, "validation"]
+    (test,) = datamodule.test_dataloader()
     for epoch in (0, 2):
         found = read_predictions(tmp_path / "dynamics" / f"epoch-{epoch:03d}.parquet")
         assert list(found.datasets) == names
@@ -89,29 +83,29 @@ def test_epoch_zero_is_the_base_and_the_last_epoch_is_what_a_test_predicts(sourc
     assert last["cosine"][0][0] == pytest.approx(1)
 
 
-def test_a_resumed_run_ends_with_the_same_files_and_makes_none_again(source: Path, tmp_path: Path) -> None:
-    fit(source, tmp_path / "whole", 3, Dynamics())
+def test_a_resumed_run_ends_with_the_same_files_and_makes_none_again(data: Path, tmp_path: Path) -> None:
+    fit(data, tmp_path / "whole", 3, Dynamics())
     whole = contents(tmp_path / "whole" / "dynamics")
     assert len(whole) == 2 * 4
-    fit(source, tmp_path / "cut", 3, Dynamics())
+    fit(data, tmp_path / "cut", 3, Dynamics())
     folder = tmp_path / "cut" / "dynamics"
     for kind in ("parquet", "json"):
         (folder / f"epoch-003.{kind}").unlink()
     (folder / "epoch-002.json").unlink()  # killed before the epoch was marked as whole
     made = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-    fit(source, tmp_path / "cut", 3, Dynamics(), ckpt=tmp_path / "cut" / "kept" / "epoch=0.ckpt")
+    fit(data, tmp_path / "cut", 3, Dynamics(), ckpt=tmp_path / "cut" / "kept" / "epoch=0.ckpt")
     assert contents(folder) == whole
     again = {name for name, when in made.items() if (folder / name).stat().st_mtime_ns != when}
     assert again == {"epoch-002.parquet"}
 
 
-def test_epochs_of_other_weights_are_replaced_and_later_ones_removed(source: Path, tmp_path: Path) -> None:
-    fit(source, tmp_path, 3, Dynamics())
+def test_epochs_of_other_weights_are_replaced_and_later_ones_removed(data: Path, tmp_path: Path) -> None:
+    fit(data, tmp_path, 3, Dynamics())
     folder = tmp_path / "dynamics"
     before = contents(folder)
     record = read_record(folder / "epoch-002.json", "")
     write_record(folder / "epoch-002.json", record | {"weights": "others"})
-    fit(source, tmp_path, 2, Dynamics(), ckpt=tmp_path / "kept" / "epoch=0.ckpt")
+    fit(data, tmp_path, 2, Dynamics(), ckpt=tmp_path / "kept" / "epoch=0.ckpt")
     after = contents(folder)
     assert sorted(after) == [f"epoch-00{epoch}.{kind}" for epoch in range(3) for kind in ("json", "parquet")]
     assert after["epoch-001.parquet"] == before["epoch-001.parquet"]
@@ -119,29 +113,29 @@ def test_epochs_of_other_weights_are_replaced_and_later_ones_removed(source: Pat
 
 
 @pytest.mark.parametrize(("every", "epochs"), [(2, (0, 2, 4, 5)), ([1, 4], (0, 1, 4, 5))])
-def test_every_and_the_sets_asked_for(source: Path, tmp_path: Path, every: Any, epochs: tuple[int, ...]) -> None:
-    fit(source, tmp_path, 5, Dynamics(every=every, datasets=["validation"]))
+def test_every_and_the_sets_asked_for(data: Path, tmp_path: Path, every: Any, epochs: tuple[int, ...]) -> None:
+    fit(data, tmp_path, 5, Dynamics(every=every, datasets=["validation"]))
     folder = tmp_path / "dynamics"
     assert [file.name for file in sorted(folder.glob("*.parquet"))] == [f"epoch-00{epoch}.parquet" for epoch in epochs]
     assert list(read_predictions(folder / "epoch-004.parquet").datasets) == ["validation"]
 
 
-def test_a_second_training_is_not_mixed_with_the_first(source: Path, tmp_path: Path) -> None:
-    fit(source, tmp_path, 2, Dynamics())
+def test_a_second_training_is_not_mixed_with_the_first(data: Path, tmp_path: Path) -> None:
+    fit(data, tmp_path, 2, Dynamics())
     before = contents(tmp_path / "dynamics")
     with pytest.raises(UsageError, match=r"already holds the dynamics of a training; .*overwrite=True"):
-        fit(source, tmp_path, 1, Dynamics())
+        fit(data, tmp_path, 1, Dynamics())
     assert contents(tmp_path / "dynamics") == before
-    fit(source, tmp_path, 1, Dynamics(overwrite=True))
+    fit(data, tmp_path, 1, Dynamics(overwrite=True))
     assert not (tmp_path / "dynamics" / "epoch-002.json").exists()
 
 
-def test_what_cannot_be_is_said_in_a_line(source: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_is_said_in_a_line(data: Path, tmp_path: Path) -> None:
     for every in (0, [], [5, 0]):
         with pytest.raises(UsageError, match=r"every is .*; allowed: a number of epochs from 1, or a list of them"):
             Dynamics(every=every)
     with pytest.raises(UsageError, match=r"datasets are \['tset'\]; allowed: .*, validation"):
-        fit(source, tmp_path, 1, Dynamics(datasets=["tset"]))
+        fit(data, tmp_path, 1, Dynamics(datasets=["tset"]))
 
 
 # --- ensembles -------------------------------------------------------------------------------------------------------
@@ -149,9 +143,9 @@ def test_what_cannot_be_is_said_in_a_line(source: Path, tmp_path: Path) -> None:
 TRIO = partial(LoRAEnsemble, members=[4, 0, 7])
 
 
-def test_an_ensemble_starts_as_one_function_and_its_members_part(source: Path, tmp_path: Path) -> None:
-    alone = fit(source, tmp_path / "without", 2, kind=TRIO).state_dict()
-    module = fit(source, tmp_path, 2, Dynamics(), kind=TRIO)
+def test_an_ensemble_starts_as_one_function_and_its_members_part(data: Path, tmp_path: Path) -> None:
+    alone = fit(data, tmp_path / "without", 2, kind=TRIO).state_dict()
+    module = fit(data, tmp_path, 2, Dynamics(), kind=TRIO)
     assert all(torch.equal(value, alone[name]) for name, value in module.state_dict().items())
     folder = tmp_path / "dynamics"
     base, end = (read_predictions(folder / f"epoch-00{epoch}.parquet").datasets["validation"] for epoch in (0, 2))
@@ -177,8 +171,8 @@ def _products(member: dict[str, Tensor]) -> Tensor:
     return torch.cat([(member[name.replace("lora_A", "lora_B")] @ member[name]).flatten() for name in downs])
 
 
-def test_members_that_fail_leave_the_files_of_later_epochs(source: Path, tmp_path: Path) -> None:
-    fit(source, tmp_path, 2, Dynamics(datasets=["validation"]), Poison(), kind=TRIO)
+def test_members_that_fail_leave_the_files_of_later_epochs(data: Path, tmp_path: Path) -> None:
+    fit(data, tmp_path, 2, Dynamics(datasets=["validation"]), Poison(), kind=TRIO)
     folder = tmp_path / "dynamics"
     records = [json.loads((folder / f"epoch-00{epoch}.json").read_text()) for epoch in range(3)]
     assert [record["members"] for record in records] == [[4, 0, 7], [4, 0, 7], [4, 7]]

@@ -9,7 +9,6 @@ from bayeslora.callbacks.fit_key import fit_key
 from bayeslora.cli import main
 from bayeslora.posteriors.state import load_posterior
 from tests.helpers.command_line import FAST
-from tests.helpers.runs import questions
 
 CHANGES = {
     "shots": ["--data.shots=2"],
@@ -25,11 +24,6 @@ def test_a_key_is_the_same_in_every_process() -> None:
     """Sets, as peft's configuration holds them, have an order of their own in each process."""
     names = {f"layer{i}.v_proj" for i in range(50)}
     assert fit_key({}, {"target_modules": names}) == fit_key({}, {"target_modules": sorted(names)})
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("keys") / "data")
 
 
 def _test(root: Path, data: Path, method: str, *options: str) -> None:

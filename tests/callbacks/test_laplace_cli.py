@@ -15,17 +15,11 @@ from bayeslora.posteriors.laplace.full import FullPosterior
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.results.prediction_file import read_predictions
 from tests.helpers.command_line import metrics
-from tests.helpers.runs import questions
 from tests.helpers.swag_runs import arguments
 
 METHODS = Path(__file__).parent.parent.parent / "bayeslora" / "configs" / "method"
 _ZERO = "--trainer.callbacks.prior_mean=zero"  # an adapter's initial weights are not known
 OVERLAY, LAST, TEMPERATURE = (METHODS / f"{name}.yaml" for name in ("laplace", "laplace_last_layer", "temperature"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("laplace") / "data")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from bayeslora.callbacks.laplace import Laplace
@@ -10,12 +9,6 @@ from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import load_posterior
 from tests.helpers.ensembles import datamodule, fitted, trainer
-from tests.helpers.runs import questions
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("laplace_ensemble") / "data")
 
 
 def test_every_member_has_the_posterior_it_has_alone(data: Path, tmp_path: Path) -> None:

@@ -11,14 +11,8 @@ from bayeslora.callbacks.laplace_network import initial_weights, network_of
 from bayeslora.lightning_modules.blob import BLoBModule
 from bayeslora.posteriors.laplace.full import FullPosterior
 from tests.helpers.ensembles import datamodule, trainer
-from tests.helpers.runs import questions
 
 SMALL = LoRA(r=4, target_modules=["q_proj", "v_proj"])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("laplace_modules") / "data")
 
 
 @pytest.mark.parametrize("mean", ["trained", "refit"])

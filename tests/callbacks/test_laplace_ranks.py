@@ -15,16 +15,9 @@ from bayeslora.errors import RunError, UsageError
 from bayeslora.posteriors.laplace.shards import DiskShards, MemoryShards
 from tests.helpers import ddp_laplace
 from tests.helpers.ddp import start
-from tests.helpers.runs import questions
 
 SHORT = [(2, 19, ("full", "ekfac", "diag"))]
 LONG = [(processes, n, tuple(ddp_laplace.CASES)) for processes in (2, 3) for n in (95, 97)]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 training questions."""
-    return questions(tmp_path_factory.mktemp("laplace_ranks") / "data")
 
 
 def close(found: Any, expected: Any, what: str) -> float:

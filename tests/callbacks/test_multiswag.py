@@ -16,14 +16,8 @@ from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.posteriors.swag import SWAGPosterior
 from bayeslora.results.prediction_file import read_predictions
-from tests.helpers.runs import questions
 
 METHODS = Path(__file__).parent.parent.parent / "bayeslora" / "configs" / "method"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("multiswag") / "data")
 
 
 class Fail(L.Callback):

@@ -19,7 +19,6 @@ from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.posteriors.swag import SWAGPosterior
 from tests.helpers.command_line import metrics
-from tests.helpers.runs import questions
 from tests.helpers.swag_runs import arguments
 
 ROOT = Path(__file__).parent.parent.parent
@@ -27,11 +26,6 @@ OVERLAY = ROOT / "bayeslora" / "configs" / "method" / "swag.yaml"
 MULTISWAG = ROOT / "bayeslora" / "configs" / "method" / "multiswag.yaml"
 PAPERS = ROOT / "bayeslora" / "configs" / "papers" / "swag_lora"
 PAPER = sorted(set(PAPERS.glob("*.yaml")) - {PAPERS / "table.yaml"})  # that is a grid
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("swag") / "data")
 
 
 @pytest.fixture(scope="module")

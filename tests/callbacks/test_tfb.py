@@ -15,14 +15,9 @@ from bayeslora.datamodules import JSONLDataModule
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.posteriors.tfb import TFBPosterior
 from bayeslora.results.prediction_file import read_predictions
-from tests.helpers.runs import assert_equal, questions, trainer
+from tests.helpers.runs import assert_equal, trainer
 
 OPTIONS = {"tolerance": 0.02, "anchors": 32, "samples": 4}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("tfb") / "data")
 
 
 def batches(data: Path, **changes: object) -> JSONLDataModule:

@@ -16,7 +16,7 @@ from bayeslora.configs import CONFIGS
 from bayeslora.models.pretrained import resolve_pretrained
 from bayeslora.posteriors.state import load_posterior
 from bayeslora.results.prediction_file import read_predictions
-from tests.helpers.runs import assert_equal, questions
+from tests.helpers.runs import assert_equal
 
 METHODS: dict[str, dict[str, Any]] = {
     "LoRAModule": {"prior_std": 0.5},
@@ -33,11 +33,6 @@ def write_config(file: Path, data: Path, kind: str = "LoRAModule", **options: An
     trainer = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 3}
     file.write_text(yaml.safe_dump({"model": model, "data": source, "trainer": trainer}))
     return file
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("tfb") / "data")
 
 
 @pytest.fixture(scope="module")

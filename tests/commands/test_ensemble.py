@@ -21,14 +21,8 @@ from bayeslora.posteriors.members.store import DONE, MemberStore
 from bayeslora.posteriors.state import load_posterior
 from tests.helpers.command_line import FAST, ROOT, refused
 from tests.helpers.ensembles import difference
-from tests.helpers.runs import questions
 
 METHOD = ROOT / "bayeslora" / "configs" / "method" / "ensemble.yaml"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("ensemble_command") / "data")
 
 
 def arguments(command: str, root: Path, data: Path, *options: str) -> list[str]:

@@ -12,7 +12,6 @@ import pytest
 
 from bayeslora.cli import main
 from tests.helpers.command_line import arguments, refused
-from tests.helpers.runs import questions
 
 TINY = [
     "--trainer.max_steps=2",
@@ -20,11 +19,6 @@ TINY = [
     "--trainer.num_sanity_val_steps=0",
     "--model.lora.r=2",
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("hostile") / "data")
 
 
 @pytest.fixture(scope="module")

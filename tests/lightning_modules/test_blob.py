@@ -13,12 +13,7 @@ from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.blob import BLoBModule
 from bayeslora.models.blob import draw_perturbations
 from bayeslora.posteriors.state import load_posterior
-from tests.helpers.runs import assert_equal, questions, trainer
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("blob") / "data")
+from tests.helpers.runs import assert_equal, trainer
 
 
 def batches(data: Path) -> JSONLDataModule:

@@ -27,12 +27,7 @@ from bayeslora.lightning_modules.kl_schedule import cyclic_share, release_cycle
 from bayeslora.posteriors.point import Point
 from bayeslora.types import Samples
 from tests.helpers.ddp_gradients import Gradients
-from tests.helpers.runs import assert_equal, questions
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("c_lora") / "data")
+from tests.helpers.runs import assert_equal
 
 
 def trainer(root: Path, **changes: object) -> L.Trainer:

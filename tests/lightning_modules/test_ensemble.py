@@ -9,14 +9,8 @@ import torch
 
 from bayeslora import Backbone, LoRAEnsemble, RunError, UsageError
 from tests.helpers.ensembles import Double, datamodule, difference, fitted, module, trainer
-from tests.helpers.runs import questions
 
 EXACT = 1e-12
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("ensemble") / "data")
 
 
 @pytest.fixture(scope="module")

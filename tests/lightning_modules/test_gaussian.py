@@ -14,7 +14,7 @@ from bayeslora.callbacks.run_folder import RunFolder
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.gaussian import GaussianModule
 from bayeslora.posteriors.state import load_posterior
-from tests.helpers.runs import assert_equal, questions, trainer
+from tests.helpers.runs import assert_equal, trainer
 
 METHODS: dict[str, tuple[type[GaussianModule], dict[str, Any]]] = {
     "blob": (BLoBModule, {"init_std": 0.2}),
@@ -32,11 +32,6 @@ def module(method: str, **changes: Any) -> GaussianModule:
         pytest.importorskip("ivon")
     given = {"backbone": Backbone("embedded"), "lora": LoRA(), "optimisation": Optimisation(1e-3), "seed": 1}
     return kind(**{**given, **options, **changes})
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("gaussian") / "data")
 
 
 def batches(data: Path) -> JSONLDataModule:

@@ -14,16 +14,11 @@ from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules import ivon
 from bayeslora.posteriors.mean_field import MeanField
 from bayeslora.types import AnswerBatch, Samples
-from tests.helpers.runs import assert_equal, questions, trainer
+from tests.helpers.runs import assert_equal, trainer
 
 pytest.importorskip("ivon")
 SITES = LoRA(r=4, target_modules=["q_proj", "v_proj"])
 RATE = Optimisation(learning_rate=0.3, warmup=0.0)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("ivon") / "data")
 
 
 def batches(data: Path) -> JSONLDataModule:

@@ -9,12 +9,7 @@ import torch
 from bayeslora import Backbone, LoRA, LoRAModule, UsageError
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.optimisation import warmup_decay
-from tests.helpers.runs import questions, trainer
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("lora") / "data")
+from tests.helpers.runs import trainer
 
 
 def fitted(root: Path, data: Path, dropout: float = 0.0, **arguments: object) -> tuple[LoRAModule, L.Trainer]:

@@ -15,14 +15,9 @@ from bayeslora.lightning_modules import scalabl
 from bayeslora.lightning_modules.scalabl import orthogonal_rows
 from bayeslora.posteriors.scalabl import ScalaBLPosterior
 from bayeslora.posteriors.state import load_posterior, save_posterior
-from tests.helpers.runs import assert_equal, questions, trainer
+from tests.helpers.runs import assert_equal, trainer
 
 RATE = {"learning_rate": 1e-3, "warmup": 0.0}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("scalabl") / "data")
 
 
 def batches(data: Path) -> JSONLDataModule:

@@ -15,7 +15,6 @@ from bayeslora.datamodules.sampler import TrainBatches
 from bayeslora.errors import UsageError
 from tests.helpers import ddp_gradients
 from tests.helpers.ddp import start
-from tests.helpers.runs import questions
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -27,12 +26,6 @@ QUIET: dict[str, Any] = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 training questions."""
-    return questions(tmp_path_factory.mktemp("shares") / "data")
 
 
 def _first(n: int, data: Path, root: Path) -> Path:
