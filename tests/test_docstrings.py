@@ -1,11 +1,13 @@
-"""Public docstrings: every public function says what its parameters are, every public name has an example that runs."""
+"""Docstrings: every definition has one, public functions speak of their parameters, public names have examples."""
 
+import ast
 import doctest
 import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -37,6 +39,15 @@ def undocumented(function: FunctionType) -> list[str]:
     section = re.search(r"^Args:\n((?:    .*\n?|\n)*)", inspect.getdoc(function) or "", re.MULTILINE)
     said = set(re.findall(r"^    \**(\w+):", section[1], re.MULTILINE)) if section else set()
     return [name for name in names if name not in said] if len(names) >= 2 else []
+
+
+def test_every_definition_with_a_public_name_has_a_docstring() -> None:
+    """Classes, methods and functions, also those inside another function."""
+    kinds, root = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, Path(bayeslora.__file__).parent
+    nodes = ((path, node) for path in sorted(root.rglob("*.py")) for node in ast.walk(ast.parse(path.read_text())))
+    defined = ((path, node) for path, node in nodes if isinstance(node, kinds) and not node.name.startswith("_"))
+    missing = [f"{path.relative_to(root)}:{n.lineno} {n.name}" for path, n in defined if not ast.get_docstring(n)]
+    assert not missing, f"without a docstring, or a leading underscore: {missing}"
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -88,6 +88,7 @@ def _text(value: Any) -> bytes:
     """Plain values as text that is the same in every process: the order of a set is that of one process alone."""
 
     def plain(other: object) -> object:
+        """What JSON has no word for, as text; a set in order."""
         return sorted(map(str, other)) if isinstance(other, set | frozenset) else str(other)
 
     return json.dumps(value, sort_keys=True, default=plain).encode()

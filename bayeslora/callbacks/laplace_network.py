@@ -51,9 +51,11 @@ def network_of(pl_module: L.LightningModule, logits_fn: LogitsFn | None, label_f
         raise UsageError(f"{type(pl_module).__name__} has no answer_logits; give Laplace logits_fn and label_fn")
 
     def logits(batch: Any) -> Tensor:
+        """Logits ``[B, C]`` of the user's module."""
         return checked_logits(pl_module, logits_fn, batch)
 
     def foreign(batch: Any, names: Any, dtype: Any, directions: Any) -> Any:
+        """Its logits and Jacobian, through whatever linear layers it has."""
         return linear_jacobian(pl_module, logits, batch, names, dtype, directions)
 
     return Network(parameters, logits, foreign, label_fn or labels_of, move)

@@ -54,11 +54,13 @@ class LaplacePrediction:
         """
 
         def component(gaussian: Posterior, temperature: float, combine: Link) -> Predict:
+            """Prediction with one Gaussian."""
             assert isinstance(gaussian, GaussianPosterior)
             mean = gaussian.mean()
             names = list(getattr(gaussian, "precision", mean))
 
             def predict(batch: Any) -> Predictive:
+                """The logits' Gaussian at its mean, of tempered logits, through the link."""
                 with member_network(pl_module, 0):
                     network = network_of(pl_module, logits_fn, label_fn)
                     with restored_weights(network.parameters):
@@ -75,6 +77,7 @@ class LaplacePrediction:
         each = [component(*pair, spread) for pair in zip(posterior.components, self.temperatures, strict=True)]
 
         def predict(batch: Any) -> Predictive:
+            """The draws of all components' logits, as the members of one prediction."""
             logits = [one(batch).logits for one in each]
             return Predictive.from_logits(torch.cat([own for own in logits if own is not None]))
 

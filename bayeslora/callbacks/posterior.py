@@ -343,6 +343,7 @@ def _one_by_one(
     layers = [] if noise is None else dropout_layers(pl_module)
 
     def predict(batch: Any) -> Predictive:
+        """The logits of every sample, as members ``[S, B, C]``."""
         logits = []
         with restored_weights(parameters):
             for index in range(count):
@@ -366,6 +367,7 @@ def _linearised(pl_module: L.LightningModule, posterior: Posterior, label: str) 
     mean = {name: value.to(own[name].device) for name, value in posterior.mean().items()}
 
     def predict(batch: Any) -> Predictive:
+        """The Gaussian of the logits, linearised at the posterior's mean."""
         parameters = model.trainable()
         with restored_weights(parameters):
             write_weights(parameters, mean)

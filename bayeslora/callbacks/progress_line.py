@@ -179,6 +179,7 @@ class _What(ProgressColumn):
     """What is going on."""
 
     def render(self, task: Task) -> Text:
+        """The task's description, in one line."""
         return Text(task.description, no_wrap=True)
 
 
@@ -186,4 +187,5 @@ class _Rest(ProgressColumn):
     """How far it is, what is left, and the last figures."""
 
     def render(self, task: Task) -> Text:
+        """The task's figures, cut where the terminal ends."""
         return Text(task.fields.get("rest", ""), no_wrap=True, overflow="ellipsis")

@@ -146,6 +146,7 @@ def fit_temperature(predictives: list[Predictive], labels: list[Tensor], max_ite
         optimizer = torch.optim.LBFGS([log_temperature], max_iter=max_iter, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
+            """The loss at the current temperature, with its gradient, as LBFGS asks for it."""
             optimizer.zero_grad()
             loss = _mean_nll(predictives, labels, log_temperature.exp())
             loss.backward()

@@ -172,9 +172,11 @@ class TFB(PosteriorCallback, RemembersFit):
             self._say(anchors.count, len(_layers(start)))
 
         def change(sigma: float | Mapping[str, float]) -> float:
+            """What a scale changes the loss by; one that was tried before is looked up."""
             return tried.get(sigma, lambda: measured(sigma))
 
         def measured(sigma: float | Mapping[str, float]) -> float:
+            """How far the loss under samples of a scale is from the adapter's own, as a share of the latter."""
             loss = anchors.loss(self._predictor(pl_module, start.scaled(sigma)), f"TFB, pass {tried.passes + 1}")
             return abs(loss - plain) / plain if plain > 0 else float(loss > 0) * float("inf")
 
@@ -211,6 +213,7 @@ class TFB(PosteriorCallback, RemembersFit):
         share, each = self.tolerance / len(layers), dict[str, float]()
 
         def alone(names: list[str]) -> float:
+            """The largest scale of one layer's weights that is accepted while all others are points."""
             return largest_accepted(
                 lambda sigma: change(dict.fromkeys(names, sigma)) <= share, *self.bounds, self.iterations
             )
@@ -219,6 +222,7 @@ class TFB(PosteriorCallback, RemembersFit):
             each |= dict.fromkeys(names, alone(names))
 
         def times(factor: float) -> dict[str, float]:
+            """Every layer's scale times a factor."""
             return {name: factor * value for name, value in each.items()}
 
         return times(largest_accepted(lambda f: change(times(f)) <= self.tolerance, 0.5, 2.0, self.iterations))

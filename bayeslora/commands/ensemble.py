@@ -125,6 +125,7 @@ def _command_line(work: Work) -> type[CommandLine]:
         """``fit`` of one group of members."""
 
         def before_instantiate_classes(self) -> None:
+            """Choose the group's members and its folder, and go on from its last checkpoint where there is one."""
             config = self.config[self.subcommand]
             options = config.model.get("init_args", {})
             if "members" not in options:

@@ -178,10 +178,12 @@ def _full(
     trained, label = _answered(train)
 
     def curvature(groups: Groups) -> Curvature:
+        """The posterior in the space of the training rows, for groups of cells with a precision each."""
         root = softmax_root(trained).to(grams.train.device)
         return FunctionSpace(grams.sums(list(groups.values())), root, groups, directions)
 
     def refitted(groups: Groups, centre: str, distance: Mapping[str, Tensor]) -> RefittedSpace:
+        """The same around the optimum that the linearised model has at each precision."""
         if figures["dropped"]:
             raise UsageError(
                 f"mean='refit' needs the rows of all training questions, {figures['dropped']} were left out; fit again "
@@ -304,6 +306,7 @@ def fit_blocks(task: Task, structure: str) -> Fit:
     cell_of, fitted = cells_of(names), gaussian(accumulator, task.mean)
 
     def curvature(groups: Groups) -> Curvature:
+        """The fitted blocks, for groups of cells with a precision each."""
         cells = names_of(cell_of)
         named = {group: [name for cell in own for name in cells[cell]] for group, own in groups.items()}
         return BlockCurvature(fitted, named, lambda: _jacobians(validation, shapes))

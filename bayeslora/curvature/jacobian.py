@@ -96,6 +96,7 @@ def contrast_jacobian(
         jacobian = {name: parameters[name].new_zeros(*rows, *parameters[name].shape, dtype=dtype) for name in wanted}
 
     def add(call: Call, index: int, gradient: Tensor) -> None:
+        """Add a use's share to the Jacobian's rows of contrast ``index``."""
         call.add_to(jacobian, index, gradient, batch.example_of_row)
 
     return contrast_gradients(model, batch, wanted, add, directions), jacobian
@@ -212,6 +213,7 @@ def _recording(model: AnswerModel, wanted: Collection[str]) -> Iterator[list[Cal
     calls: list[Call] = []
 
     def note(site: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep what one use of a site took and gave."""
         calls.append(Call(site, args[0].detach(), output, args[1] if len(args) > 1 else None))
 
     sites = [site for site in _sites(model) if not set(wanted).isdisjoint(_parameters_of(site))]

@@ -54,6 +54,7 @@ class TokenAccumulator(KroneckerAccumulator):
         """Take in B questions; returns their logits ``[B, C]``."""
 
         def add(call: Call, index: int, gradient: Tensor) -> None:
+            """Take in one contrast's gradient at one use."""
             self._add(call, index, gradient, batch)
 
         return contrast_gradients(model, batch, list(self.sums), add, softmax_root)

@@ -126,6 +126,7 @@ def _recording(module: nn.Module, layers: Layers) -> Iterator[Uses]:
     for path in layers:
 
         def note(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor, path: str = path) -> None:
+            """Keep what one use of a layer took and gave."""
             uses.append((path, args[0].detach(), output))
 
         handles.append(module.get_submodule(path).register_forward_hook(note))

@@ -93,6 +93,7 @@ def monte_carlo(samples: int, seed: int, mean: Tensor, covariance: Tensor) -> Pr
     """
 
     def nodes(dimension: int) -> tuple[Tensor, Tensor]:
+        """Standard normal numbers ``[S, dimension]``, and equal weights ``[S]``."""
         source = generator(seed, "laplace", "mc")
         weights = torch.full((samples,), 1 / samples, dtype=torch.float64, device="cpu")
         return torch.randn(samples, dimension, dtype=torch.float64, generator=source, device="cpu"), weights

@@ -223,9 +223,11 @@ def resumable(optimizer: Any) -> Any:
     """
 
     def read(own: Any, state: dict[str, Any]) -> None:
+        """Take the number of steps from a saved state."""
         own.current_step = state[_STEPS]
 
     def move(own: Any) -> None:
+        """Put the state that was read where the weights are."""
         for group in own.param_groups:
             for key in ("momentum", "hess"):
                 group[key] = group[key].to(group["params"][0])

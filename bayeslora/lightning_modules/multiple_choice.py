@@ -90,6 +90,7 @@ class MultipleChoiceModule(L.LightningModule):
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
+        """Set it, as the finder does."""
         self.optimisation.learning_rate = value
 
     # --- the model -----------------------------------------------------------------------------------------------

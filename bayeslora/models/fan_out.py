@@ -88,6 +88,7 @@ class FanOut:
 
     def _hook(self, index: int) -> Any:
         def expand_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            """A layer's inputs, repeated for every group where they are not yet; None leaves them as they are."""
             if self.context.state.groups == 1 or index < self._first:
                 return None
             return tuple(map(self._expand_any, args)), {k: self._expand_any(v) for k, v in kwargs.items()}

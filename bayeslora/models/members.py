@@ -79,6 +79,7 @@ def join_batches(batches: Sequence[AnswerBatch], left: bool, pad_id: int) -> Ans
         raise ValueError(f"batches of one pass must have equally many questions and rows; given {sorted(sizes)}")
 
     def wide(tensors: Sequence[Tensor], left: bool = False, value: int = 0) -> Tensor:
+        """Tensors ``[n, width]`` padded to the widest, one below the other."""
         width = max(tensor.shape[1] for tensor in tensors)
         gaps = [width - tensor.shape[1] for tensor in tensors]
         padded = [
@@ -111,6 +112,7 @@ def _joined_labels(parts: Sequence[WholeLabels]) -> WholeLabels | None:
     options, length = (max(column) for column in zip(*sizes, strict=True))
 
     def padded(name: str) -> Tensor:
+        """One field of all parts, padded to the longest, one below the other."""
         tensors = [getattr(part, name) for part in parts]
         if name in ("segments", "offsets"):
             return torch.cat([pad(t, (width - t.shape[1], 0)) for t in tensors])
@@ -240,11 +242,13 @@ class _Backpropagated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        """The loss as it is; keeps its gradients."""
         ctx.save_for_backward(*gradients)
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
+        """The gradients that are known, times what arrives from above."""
         return None, None, *(scale * gradient for gradient in ctx.saved_tensors)
 
 

@@ -211,6 +211,7 @@ def normal(tokens: Tokens, site: int, channels: int, block: str | None = None) -
     """
 
     def made(bits: Tensor) -> Tensor:
+        """Standard normal numbers of random bits."""
         odds = (bits >> 40).to(torch.float32).add_(0.5).mul_(2.0**-23)
         return odds.erfinv_().mul_(math.sqrt(2))
 
@@ -232,6 +233,7 @@ def dropout_factors(
     """
 
     def made(bits: Tensor) -> Tensor:
+        """Dropout's factors of random bits."""
         return (bits >= math.floor((rate - 0.5) * 2**24) << 40).to(dtype).div_(1 - rate)
 
     return tokens.drawn(Kind("dropout", site >> 20, channels, channels, (rate, dtype)), site, block, made)
@@ -250,6 +252,7 @@ def signs(tokens: Tokens, site: int, channels: int, dtype: torch.dtype, block: s
     words = -(-channels // 32)
 
     def made(bits: Tensor) -> Tensor:
+        """32 signs of every word of random bits."""
         octets = bits.view(torch.uint8).unflatten(-1, (words, 8))[..., 4:]  # the better half of every word
         return embedding(octets.to(torch.int32), _signs_of_octets(dtype, bits.device)).flatten(-3)[..., :channels]
 

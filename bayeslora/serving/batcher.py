@@ -28,10 +28,12 @@ class _Job:
     prepared: list[Prepared] = field(default_factory=list)
 
     def fail(self, error: Exception) -> None:
+        """Tell the caller what went wrong."""
         with suppress(InvalidStateError):  # nobody waits for it any longer
             self.future.set_exception(error)
 
     def done(self, answers: list[Answer]) -> None:
+        """Hand the caller the answers."""
         with suppress(InvalidStateError):
             self.future.set_result(answers)
 

@@ -65,6 +65,7 @@ def application(batcher: Batcher, limits: Limits | None = None) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        """Close the batcher when the server ends."""
         yield
         batcher.close()
 
@@ -82,12 +83,14 @@ def application(batcher: Batcher, limits: Limits | None = None) -> FastAPI:
 
     @app.post("/predict", response_model=Response, responses=_OUTCOMES, summary="Answer questions")
     async def predict(asked: Request, connection: Connection) -> Any:
+        """Probabilities, uncertainty and a decision for every question, in the order in which they were asked."""
         return await _answered(batcher, asked, connection, limits)
 
     stopping: dict[int | str, dict[str, Any]] = {200: {"description": "They are."}, 503: {"description": "No longer."}}
 
     @app.get("/health", response_model=Health, responses=stopping, summary="Whether questions are answered")
     async def health() -> Any:
+        """Whether the server takes questions, and what it answers with."""
         status = "ok" if batcher.alive else "stopping"
         kept = batcher.predictor.kept
         options = kept.prompting.options
@@ -160,6 +163,7 @@ def _page(file: Path) -> Callable[[], Awaitable[HTMLResponse]]:
     text = file.read_text(encoding="utf-8")
 
     async def page() -> HTMLResponse:
+        """The file as it was when the server started."""
         return HTMLResponse(text, headers=_HEADERS)
 
     return page
@@ -183,6 +187,7 @@ class _Bounded:
         taken = 0
 
         async def counted() -> Message:
+            """The next part of the body, unless it is more than is allowed."""
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))

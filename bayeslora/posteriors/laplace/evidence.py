@@ -50,6 +50,7 @@ def joint(grams: Tensor) -> LogDet:
     """
 
     def log_det(precisions: Tensor) -> Tensor:
+        """By Cholesky's factor of the inner matrix ``[m, m]``."""
         inner = torch.einsum("gij,g->ij", grams, 1 / precisions)
         inner = inner + torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
         return 2 * torch.linalg.cholesky(inner).diagonal().log().sum()
@@ -110,6 +111,7 @@ def _maximise(concave: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
     """The highest point of a concave function, by Newton's method in a trust region."""
 
     def point_of(numbers: np.ndarray) -> Tensor:
+        """Scipy's numbers as a tensor like ``point``."""
         return torch.from_numpy(numbers).to(point)
 
     found = scipy.optimize.minimize(

@@ -44,6 +44,7 @@ class Grams:
         index = [[self.cells.index(cell) for cell in cells] for cells in groups]
 
         def added(values: Tensor) -> Tensor:
+            """The sums over the first dimension's cells, group by group."""
             return torch.stack([values[cells].sum(0) for cells in index])
 
         return Grams(
@@ -116,6 +117,7 @@ def _zeros(
     count, m = len(cells), int(train.sum())
 
     def zeros(*shape: int) -> Tensor:
+        """A zero array for every cell."""
         return torch.zeros(count, *shape, dtype=torch.float64, device=device)
 
     return Grams(

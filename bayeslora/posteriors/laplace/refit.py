@@ -223,6 +223,7 @@ class LinearisedModel:
 
         @cache
         def found(*logs: float) -> tuple[float, np.ndarray]:
+            """Value and slope at the logarithms of precisions."""
             try:
                 value, slope = self.log_evidence(torch.tensor(logs, dtype=torch.float64, device="cpu").exp())
             except RunError:  # no precision to choose
@@ -281,6 +282,7 @@ def _root(
     """Where a slope falls through zero, looked for from a point on; an end of the range where it does not."""
 
     def slope(log: float) -> float:
+        """The slope of what ``found`` gives at a logarithm."""
         return float(found(log)[1].item())
 
     toward, here = (1.0, start) if slope(start) > 0 else (-1.0, start)

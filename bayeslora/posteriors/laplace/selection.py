@@ -123,6 +123,7 @@ def choose(
             start = torch.zeros(len(free), dtype=torch.float64, device="cpu")
 
             def loss(logs: Tensor) -> float:
+                """The validation questions' negative log-likelihood at the logarithms of what is free."""
                 return validation.nll(
                     covariance, shift=shift, **(knobs | dict(zip(free, logs.exp().tolist(), strict=True)))
                 )
@@ -151,6 +152,7 @@ def _precisions(
     scale = eigenvalues.max().clamp(min=1e-12).log().item() / 2 if len(eigenvalues) else 0.0
 
     def loss(logs: Tensor) -> float:
+        """The validation questions' negative log-likelihood, infinite where a refit has no optimum."""
         precisions = logs.exp()
         try:
             return validation.nll(curvature.covariance(precisions), shift=curvature.shift(precisions))

@@ -118,6 +118,7 @@ class Labels:
         """
 
         def trace(vector: Tensor) -> Tensor:
+            """The sum of traces at the contrasts ``vector``."""
             p = self.logits(vector).softmax(-1)[:, 1:]
             return (blocks.diagonal(dim1=-2, dim2=-1) * p).sum() - torch.einsum("ni,nij,nj->", p, blocks, p)
 

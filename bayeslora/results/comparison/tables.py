@@ -158,6 +158,7 @@ def grids(comparison: Comparison, costs: bool = True) -> Iterator[Grid]:
     methods = list(comparison.methods)
 
     def column(dataset: str, metric: str, title: str, show: Callable[[Summary], str], narrow: bool = True) -> Column:
+        """A column of one metric: every method's summary, and which is best."""
         cells = [comparison.summary(method, dataset, metric) for method in methods]
         return Column(title, cells, show, narrow, comparison.best(dataset, metric))
 

@@ -81,6 +81,7 @@ def _means(metric: str, rows: Mapping[str, Sequence[Answers]]) -> _Compared:
     score, needs_law, larger = _MEANS[metric]
 
     def scored(answers: Answers) -> Tensor:
+        """The metric of every question, float64 ``[N]``."""
         target = answers.true_probs if needs_law else answers.label
         assert target is not None  # a column of the true answer law is there only where it is known
         return score(answers.probs, target).double()
@@ -104,6 +105,7 @@ def _ece(rows: Mapping[str, Sequence[Answers]]) -> _Compared:
     gaps = {name: [_gaps(answers) for answers in seeds] for name, seeds in rows.items()}
 
     def eces(name: str, weights: Tensor) -> Tensor:
+        """A row's ECE, as a mean over seeds, for weights of the questions ``[draws, N]``."""
         return torch.stack([(weights @ gap).abs().sum(-1) / count for gap in gaps[name]]).mean(0)
 
     replicates = {name: eces(name, counts) for name in rows}
