@@ -6,30 +6,35 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from bayeslora.errors import UsageError, require
-from bayeslora.grid.cells import Cell
 from bayeslora.grid.environment import DEVICES
 from bayeslora.grid.local import LocalEngine
 from bayeslora.grid.process import PROGRAM
 from bayeslora.grid.ray_cluster import RayEngine
-from bayeslora.grid.schedule import Engine
+from bayeslora.grid.schedule import Engine, J
 from bayeslora.grid.slurm import submit, write_arrays
 
 _ENGINES = ("local", "ray", "slurm")
 _OF_ONE = {"address": "ray", "gpu_share": "ray", "submit": "slurm", "sbatch": "slurm"}
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose an engine to a command's parser."""
+def add_engine_options(parser: argparse.ArgumentParser, default: str | None = "local") -> None:
+    """Add the options that choose an engine to a command's parser.
+
+    Args:
+        parser: The command's parser.
+        default: The engine where none is chosen; None where the command then does the work itself.
+    """
     parser.add_argument(
-        "--engine", default="local", choices=_ENGINES, help="what runs the cells: this machine, Ray or SLURM (local)"
+        "--engine", default=default, choices=_ENGINES, help=f"processes on this machine, on Ray or on SLURM ({default})"
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="most cells at a time (local: 1; else no limit)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="most processes at a time (local: 1; else no limit)")
     parser.add_argument("--address", help="ray: a cluster's address, auto, or local for a new one (local)")
-    parser.add_argument("--gpu-share", type=float, metavar="X", help="ray: GPUs that a cell claims, such as 0.5 (1)")
+    parser.add_argument("--gpu-share", type=float, metavar="X", help="ray: GPUs that a process claims, such as 0.5 (1)")
     parser.add_argument("--submit", action="store_true", default=None, help="slurm: submit the job arrays as well")
     parser.add_argument(
         "--sbatch", action="append", metavar="OPTION", help="slurm: an option of the arrays, --sbatch=--partition=gpu"
@@ -47,7 +52,7 @@ def check_engine_options(given: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} belongs to --engine {engine}; --engine is {given.engine}")
 
 
-def make_engine(given: argparse.Namespace, threads: int, command: Sequence[str]) -> Engine:
+def make_engine(given: argparse.Namespace, threads: int, command: Sequence[str]) -> Engine[Any]:
     """The engine that was chosen; SLURM is none, since it runs cells when this process has ended.
 
     Args:
@@ -63,8 +68,8 @@ def make_engine(given: argparse.Namespace, threads: int, command: Sequence[str])
 def queue_on_slurm(
     given: argparse.Namespace,
     folder: Path,
-    cells: Sequence[Cell],
-    needs: Mapping[Cell, Cell],
+    cells: Sequence[J],
+    needs: Mapping[J, J],
     threads: int,
     command: Sequence[str],
     console: Console,
@@ -82,9 +87,9 @@ def queue_on_slurm(
     """
     script = write_arrays(folder, cells, needs, [*PROGRAM, *command], threads, given.jobs, given.sbatch or ())
     if given.submit:
-        text = f"{len(cells)} cells are queued, as jobs {', '.join(submit(script))}"
+        text = f"{len(cells)} runs are queued, as jobs {', '.join(submit(script))}"
     else:
-        text = f"{len(cells)} cells are written; submit them with: bash {script}"
+        text = f"{len(cells)} runs are written; submit them with: bash {script}"
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -2,135 +2,65 @@
 
 from __future__ import annotations
 
-import shutil
-import time
+import os
+from argparse import ArgumentError, Namespace
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from bayeslora.commands import parsers
+from bayeslora.commands.engines import check_engine_options
 from bayeslora.commands.lightning import CommandLine, run, run_folder
+from bayeslora.commands.member_jobs import train_on_engine
+from bayeslora.commands.member_work import NothingLeft, Work, ids_of
 from bayeslora.errors import RunError, UsageError, require, require_choice
+from bayeslora.grid.environment import end_with
 from bayeslora.models.memory import give_back
-from bayeslora.posteriors.members.store import DAMAGED, DONE, FAILED, FOLDER, MemberStore
+from bayeslora.posteriors.members.store import DAMAGED, DONE, FAILED
 
 MODES = ("auto", "joint", "sequential")
-WORK = "begun"
-_LOOK_AGAIN = 1.0  # seconds, while another process trains the one member that is wanted
 
 
-class _NothingLeft(Exception):
-    """Every member is done, has failed, or is in the hands of another worker."""
+class _Planned(Exception):
+    """It is known which members are asked for, and where: nothing has to be loaded."""
 
 
-class Work:
-    """Which members to train next, and in which run folder.
+class _EnsembleLine(CommandLine):
+    """``fit`` of a module that has members."""
 
-    Members are trained in groups, each in a run folder of its own, ``members/begun/000-001``: all that are missing
-    (``joint``), or one at a time (``sequential``). A group that was begun is continued from its last checkpoint; where
-    it has none, it is started again.
-
-    Args:
-        wanted: Ids of the members; None takes the configuration's.
-        mode: ``auto``, ``joint`` or ``sequential``.
-        waits: Wait for members that other processes train, until they are done or free.
-    """
-
-    def __init__(self, wanted: list[int] | None, mode: str, waits: bool = False) -> None:
-        self.wanted, self.mode, self.waits = wanted, mode, waits
-        self.root = self.folder = Path()
-        self.store: MemberStore | None = None
-        self.group: list[int] = []
-        self.members_per_pass: int | None = None
-
-    def choose(self, root: Path, members: Any) -> Path:
-        """Claim the next group of members; the folder to train them in.
-
-        Args:
-            root: The ensemble's run folder.
-            members: How many members, or which, the configuration asks for.
-        """
-        self.wanted = self.wanted or _ids(members)
-        self.root, self.store = root, self.store or MemberStore(root / FOLDER)
-        said = False
-        while missing := self._missing(self.store):
-            groups = self._candidates(self.store, missing)
-            group = next((group for group in groups if self.store.locks.claim(group)), [])
-            if set(group) & set(self._missing(self.store)):  # now that nobody else can end them
-                self._begin(group)
-                return self.folder
-            self.store.locks.release()
-            if not group and not self.waits:
-                break
-            if not group:
-                said = said or self._say_who_trains(missing[0])
-                time.sleep(_LOOK_AGAIN)
-        raise _NothingLeft
-
-    def _begin(self, group: list[int]) -> None:
-        """Go on in the folder of members that were begun; start anew where it has no checkpoint."""
-        assert self.store is not None
-        self.group, self.folder = group, _work_folder(self.store, group)
-        if not (self.folder / "checkpoints" / "last.ckpt").exists():
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _say_who_trains(self, member: int) -> bool:
-        assert self.store is not None
-        holder = self.store.locks.holder(member)
-        if holder is not None:
-            print(f"waiting for {holder}, which trains member {member}", flush=True)
-        return holder is not None
-
-    def _missing(self, store: MemberStore) -> list[int]:
-        """Members that are wanted and have not ended."""
-        assert self.wanted is not None
-        ended = self._ended(store)
-        return [member for member in self.wanted if member not in ended]
-
-    def _ended(self, store: MemberStore) -> set[int]:
-        return {*store.members(DONE), *store.members(FAILED)}
-
-    def _candidates(self, store: MemberStore, missing: Sequence[int]) -> list[list[int]]:
-        """Groups to try, those that were begun first."""
-        free = [member for member in missing if store.locks.holder(member) is None]
-        begun = [_ids_of(folder) for folder in sorted((store.folder / WORK).glob("*/checkpoints/last.ckpt"))]
-        # of a group that was killed while it was written some are done: the others are not trained anew beside it
-        begun = [group for group in begun if {*group} & {*free} and {*group} <= {*free} | self._ended(store)]
-        if begun or not free:
-            return begun
-        return [[member] for member in free] if self.mode == "sequential" else [free]
-
-    def ended(self) -> None:
-        """Remove the run folder of a group that is done; its members are in the store."""
-        assert self.store is not None
-        self.store.locks.release()
-        if self.group and set(self.group) <= self._ended(self.store):
-            shutil.rmtree(self.folder)
-
-    def split(self) -> bool:
-        """Halve the members of a pass after memory ran out; False where there is one already."""
-        size = self.members_per_pass or len(self.group)
-        self.members_per_pass = (size + 1) // 2
-        return size > 1
+    def members(self) -> Any:
+        """How many members, or which, the configuration asks for."""
+        model = self.config[self.subcommand].model
+        options = model.get("init_args", {})
+        if "members" not in options:
+            raise UsageError(f"{model.class_path} has no members; give -c method/ensemble")
+        return options.members
 
 
-def _work_folder(store: MemberStore, group: Sequence[int]) -> Path:
-    return store.folder / WORK / "-".join(f"{member:03d}" for member in group)
+def _plan_line(work: Work) -> type[CommandLine]:
+    class PlanLine(_EnsembleLine):
+        """Reads what is asked for, and goes no further."""
+
+        def before_instantiate_classes(self) -> None:
+            work.plan(run_folder(self.config[self.subcommand].trainer), self.members())
+            raise _Planned
+
+    return PlanLine
 
 
-def _command_line(work: Work) -> type[CommandLine]:
-    class GroupLine(CommandLine):
+def _group_line(work: Work) -> type[CommandLine]:
+    class GroupLine(_EnsembleLine):
         """``fit`` of one group of members."""
 
         def before_instantiate_classes(self) -> None:
             """Choose the group's members and its folder, and go on from its last checkpoint where there is one."""
             config = self.config[self.subcommand]
-            options = config.model.get("init_args", {})
-            if "members" not in options:
-                raise UsageError(f"{config.model.class_path} has no members; give -c method/ensemble")
-            folder = work.choose(run_folder(config.trainer), options.members)
+            options = config.model.init_args
+            folder = work.choose(run_folder(config.trainer), self.members())
+            if config.trainer.devices == "auto":
+                config.trainer.devices = 1  # whatever task of a scheduler this is: members are not spread over ranks
             options.members = work.group
             options.members_per_pass = work.members_per_pass or options.members_per_pass
             config.trainer.default_root_dir = str(folder)
@@ -144,24 +74,57 @@ def _command_line(work: Work) -> type[CommandLine]:
 
 def main(args: Sequence[str]) -> int:
     """Run ``bayeslora ensemble``; returns the exit status."""
-    own, rest = parsers.ensemble().parse_known_args(list(args))
-    require_choice("mode", own.mode, MODES)
-    if own.member is not None:
-        if own.members is not None:
-            raise UsageError("--member and --members are both given; give the id of one, or how many or which")
-        require("member", own.member, own.member >= 0, "an id of 0 or above")
+    try:
+        own, rest = parsers.ensemble().parse_known_args(list(args))
+    except ArgumentError as error:
+        raise UsageError(str(error)) from None
+    end_with(os.environ)
+    _check(own)
+    if own.threads is not None:
+        torch.set_num_threads(own.threads)
     wanted = [own.member] if own.member is not None else None if own.members is None else _parse(own.members)
     work = Work(wanted, own.mode, waits=own.member is not None)
+    if own.engine is not None:
+        return _run_on_engine(own, rest, work)
     while _train_group(work, rest):
         pass
     return _report(work)
 
 
+def _check(own: Namespace) -> None:
+    """Refuse options that do not go together; ``--jobs`` alone means this machine."""
+    require_choice("mode", own.mode, MODES)
+    require("--threads", own.threads, own.threads is None or own.threads >= 1, "1 or more")
+    if own.jobs is not None and own.engine is None:
+        own.engine = "local"
+    check_engine_options(own)
+    if own.engine is not None and (own.member is not None or own.mode != "auto"):
+        raise UsageError(
+            f"--engine {own.engine} trains each member in a process of its own; leave --member and --mode away"
+        )
+    if own.member is not None:
+        if own.members is not None:
+            raise UsageError("--member and --members are both given; give the id of one, or how many or which")
+        require("member", own.member, own.member >= 0, "an id of 0 or above")
+
+
+def _run_on_engine(own: Namespace, args: list[str], work: Work) -> int:
+    """Train every member that is missing in a process of its own; the exit status, 1 where a wanted one has failed."""
+    with suppress(_Planned):
+        run(["fit", *args], _plan_line(work))
+    assert work.store is not None
+    assert work.wanted is not None
+    if not train_on_engine(own, args, work.root, work.store, work.wanted):
+        return 0
+    status = _report(work)
+    return status or int(not {*work.wanted} <= {*work.store.members(DONE)})
+
+
 def _train_group(work: Work, args: list[str]) -> bool:
     """Train one group of members; whether there was one."""
     try:
-        run(["fit", *args], _command_line(work))
-    except _NothingLeft:
+        run(["fit", *args], _group_line(work))
+    except NothingLeft:
         return False
     except torch.OutOfMemoryError:
         if work.mode != "auto" or not work.split():
@@ -201,12 +164,4 @@ def _parse(text: str) -> list[int]:
         ids = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"members is {text!r}; allowed: a number, or ids such as 0,3,7") from error
-    return ids if "," in text else _ids(ids[0])
-
-
-def _ids(members: Any) -> list[int]:
-    return list(range(members)) if isinstance(members, int) else list(members)
-
-
-def _ids_of(checkpoint: Path) -> list[int]:
-    return [int(part) for part in checkpoint.parent.parent.name.split("-")]
+    return ids if "," in text else ids_of(ids[0])

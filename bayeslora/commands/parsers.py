@@ -36,6 +36,8 @@ def score() -> ArgumentParser:
 
 def ensemble() -> ArgumentParser:
     """The options of ``bayeslora ensemble`` itself."""
+    from bayeslora.commands.engines import add_engine_options  # which the help of other commands does without
+
     parser = ArgumentParser(
         prog="bayeslora ensemble",
         description="Train what is missing of an ensemble; other options are those of bayeslora fit.",
@@ -49,6 +51,8 @@ def ensemble() -> ArgumentParser:
     parser.add_argument(
         "--mode", default="auto", help="joint: one pass for all; sequential: one after another; auto: as memory allows"
     )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of a process (with an engine: 1)")
+    add_engine_options(parser, default=None)
     return parser
 
 

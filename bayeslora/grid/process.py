@@ -14,7 +14,9 @@ PROGRAM = ("-c", "from bayeslora.cli import console; console()")  # the argument
 _GRACE = 60.0  # seconds a process has to end after SIGTERM
 
 
-def start_process(command: Sequence[str], threads: int, devices: str, log: Path) -> subprocess.Popen[bytes]:
+def start_process(
+    command: Sequence[str], threads: int, devices: str, log: Path, directory: Path | None = None
+) -> subprocess.Popen[bytes]:
     """Start a Python of its own for a cell, the same as this one, which ends with it.
 
     Args:
@@ -22,6 +24,7 @@ def start_process(command: Sequence[str], threads: int, devices: str, log: Path)
         threads: CPU threads.
         devices: The GPUs that it sees, as CUDA_VISIBLE_DEVICES names them; ``""`` for none.
         log: File that what it says is added to.
+        directory: Where it works; None for where this process does.
     """
     environment = dict(os.environ)
     put_right(environment, threads, devices)
@@ -29,7 +32,12 @@ def start_process(command: Sequence[str], threads: int, devices: str, log: Path)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, *command], env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            [sys.executable, *command],
+            env=environment,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
         )
 
 

@@ -6,12 +6,12 @@ import logging
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from bayeslora.errors import RunError, UsageError, in_one_line
-from bayeslora.grid.cells import LOG, Cell
+from bayeslora.grid.cells import LOG
 from bayeslora.grid.process import end_processes, how_it_ended, start_process
-from bayeslora.grid.schedule import End
+from bayeslora.grid.schedule import End, J
 from bayeslora.signals import current_handler
 
 _POLL = 0.2  # seconds to wait for a task before looking at the rest
@@ -19,7 +19,7 @@ _ANSWER = 20.0  # seconds that a cluster has to take a connection
 _GRACE = 90.0  # seconds that cancelled tasks have: their cells save their state first
 
 
-class RayEngine:
+class RayEngine(Generic[J]):
     """Runs cells on the workers of a Ray cluster, which share a file system with this process.
 
     Ray repeats no task: it would repeat one that ran out of memory for ever. A worker that dies takes its cell's
@@ -43,7 +43,7 @@ class RayEngine:
     ) -> None:
         self.jobs, self.threads, self.command = jobs, threads, list(command)
         self._ray = _connected(address)
-        self._tasks: dict[Any, Cell] = {}
+        self._tasks: dict[Any, J] = {}
         try:
             self.share = _claim(self._ray, threads, share)
         except UsageError:
@@ -56,12 +56,13 @@ class RayEngine:
         """Whether fewer than ``jobs`` cells are with the cluster, which queues what it has no room for."""
         return self.jobs is None or len(self._tasks) < self.jobs
 
-    def start(self, cell: Cell) -> None:
+    def start(self, cell: J) -> None:
         """Give a cell to the cluster."""
-        task = self._task.options(name=cell.key).remote([*self.command, cell.key], self.threads, cell.folder / LOG)
+        own = [*self.command, cell.key], self.threads, cell.folder / LOG, Path.cwd()
+        task = self._task.options(name=cell.key).remote(*own)
         self._tasks[task] = cell
 
-    def ended(self) -> dict[Cell, End]:
+    def ended(self) -> dict[J, End]:
         """The cells whose tasks have ended."""
         if not self._tasks:
             return {}
@@ -92,20 +93,21 @@ class RayEngine:
             return End(f"its task has failed: {in_one_line(error)}")
 
 
-def run_process(command: Sequence[str], threads: int, log: Path) -> int:
+def run_process(command: Sequence[str], threads: int, log: Path, directory: Path) -> int:
     """The body of a task: start a cell's process with the GPUs that Ray has given to the task, and wait for it.
 
     Args:
         command: The arguments of the Python.
         threads: CPU threads.
         log: File that what it says is added to.
+        directory: Where relative paths of its command and configurations begin.
 
     Returns:
         Its exit status as a value, since Ray takes a ``SystemExit`` for the death of the worker.
     """
     import ray
 
-    process = start_process(command, threads, ",".join(map(str, ray.get_gpu_ids())), log)
+    process = start_process(command, threads, ",".join(map(str, ray.get_gpu_ids())), log, directory)
     try:
         return process.wait()
     finally:

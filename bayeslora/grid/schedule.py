@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TypeVar
 
-from bayeslora.grid.cells import LOG, Cell
+from bayeslora.grid.cells import LOG
 
 RUNNING, FAILED, HELD, AGAIN = "running", "failed", "not run", "lost; begun again"
 ATTEMPTS = 3  # of one cell in one command, where what ran it has died
@@ -26,16 +27,37 @@ class End:
     lost: bool = False
 
 
-class Engine(Protocol):
+class Job(Protocol):
+    """What an engine can run: a cell of a grid, or a member of an ensemble. Its folder knows what became of it."""
+
+    @property
+    def key(self) -> str:
+        """What the command that runs it is given last."""
+
+    @property
+    def folder(self) -> Path:
+        """Absolute folder, where what its process says is kept."""
+
+    def done(self) -> bool:
+        """Whether it has ended as it should."""
+
+    def attempts(self) -> tuple[int, str | None]:
+        """How often it was begun, and why the last attempt failed; None where it did not, or was killed."""
+
+
+J = TypeVar("J", bound=Job)
+
+
+class Engine(Protocol[J]):
     """What runs cells: each as a process of its own, which is all that an engine knows about it."""
 
     def room(self) -> bool:
         """Whether one more cell can be started now."""
 
-    def start(self, cell: Cell) -> None:
+    def start(self, cell: J) -> None:
         """Start the process of a cell."""
 
-    def ended(self) -> Mapping[Cell, End]:
+    def ended(self) -> Mapping[J, End]:
         """The cells whose process has ended since this was asked last; waits a moment before it answers."""
 
     def stop(self) -> None:
@@ -43,8 +65,8 @@ class Engine(Protocol):
 
 
 def run_cells(
-    engine: Engine, cells: Sequence[Cell], needs: Mapping[Cell, Cell], changed: Callable[[Cell, str], None]
-) -> dict[Cell, str]:
+    engine: Engine[J], cells: Sequence[J], needs: Mapping[J, J], changed: Callable[[J, str], None]
+) -> dict[J, str]:
     """Run cells in their order, one that needs another's training after that one.
 
     What an engine says of a cell is how its process ended. Whether the cell is done, its run folder says. A cell whose
@@ -60,7 +82,7 @@ def run_cells(
     Returns:
         Why a cell has failed, or was not run; nothing for one that is done.
     """
-    waiting, running, failures, lost = list(cells), set[Cell](), dict[Cell, str](), Counter[Cell]()
+    waiting, running, failures, lost = list(cells), set[J](), dict[J, str](), Counter[J]()
     try:
         while waiting or running:
             for cell in [cell for cell in waiting if needs.get(cell) in failures]:
@@ -91,6 +113,6 @@ def run_cells(
     return failures
 
 
-def _reason(cell: Cell, end: End) -> str:
+def _reason(cell: Job, end: End) -> str:
     _, failed = cell.attempts()
     return failed or f"{end.how}; see {cell.folder / LOG}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bayeslora.errors import RunError, UsageError
 from bayeslora.files import replacing
-from bayeslora.grid.cells import Cell
+from bayeslora.grid.schedule import J, Job
 
 _LONGEST = 1000  # cells of one array: SLURM's MaxArraySize is 1001 unless a site has changed it
 _SUBMIT = "submit.sh"
@@ -26,18 +26,19 @@ _ARRAY = """\
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:TERM@120
-{options}export CUDA_VISIBLE_DEVICES="${{CUDA_VISIBLE_DEVICES-}}"
+{options}cd {directory} || exit 1
+export CUDA_VISIBLE_DEVICES="${{CUDA_VISIBLE_DEVICES-}}"
 keys=(
 {keys})
 exec {command} "${{keys[$SLURM_ARRAY_TASK_ID]}}"
 """
 _HEAD = """\
 #!/bin/bash
-# Submits the cells of a grid: first those that train, then those that use a training, whatever became of the first.
+# Submits what is left: first those that train, then those that use a training, whatever became of the first.
 set -euo pipefail
 cd {folder}
 if [ -s jobs.txt ] && squeue --noheader --jobs="$(paste -sd, jobs.txt)" 2>/dev/null | grep -q .; then
-    echo "jobs $(paste -sd' ' jobs.txt) of this grid are still queued or running" >&2
+    echo "jobs $(paste -sd' ' jobs.txt) of this folder are still queued or running" >&2
     exit 1
 fi
 : > jobs.txt
@@ -54,8 +55,8 @@ echo "${{job%%;*}}" | tee -a jobs.txt
 
 def write_arrays(
     folder: Path,
-    cells: Sequence[Cell],
-    needs: Mapping[Cell, Cell],
+    cells: Sequence[J],
+    needs: Mapping[J, J],
     command: Sequence[str],
     threads: int,
     jobs: int | None = None,
@@ -97,6 +98,7 @@ def write_arrays(
             folder=place,
             stem=stem,
             options="".join(f"#SBATCH {option}\n" for option in options),
+            directory=shlex.quote(str(Path.cwd())),  # where relative paths of the configurations begin
             keys="".join(f"{shlex.quote(cell.key)}\n" for cell in part),  # not a file: what is queued keeps its own
             command=shlex.join([sys.executable, *command]),
         )
@@ -110,7 +112,7 @@ def write_arrays(
 
 
 def submit(script: Path) -> list[str]:
-    """Run the script that submits a grid's arrays.
+    """Run the script that submits the arrays of a folder.
 
     Args:
         script: What :func:`write_arrays` has written.
@@ -120,7 +122,7 @@ def submit(script: Path) -> list[str]:
 
     Raises:
         UsageError: there is no sbatch on this machine.
-        RunError: SLURM has refused an array, or the grid's jobs are still there.
+        RunError: SLURM has refused an array, or jobs of this folder are still there.
     """
     if shutil.which("sbatch") is None:
         raise UsageError(f"there is no sbatch on this machine; run {script} on one that has it")
@@ -132,7 +134,7 @@ def submit(script: Path) -> list[str]:
     return ended.stdout.split()
 
 
-def _parts(name: str, cells: Sequence[Cell]) -> dict[str, Sequence[Cell]]:
+def _parts(name: str, cells: Sequence[Job]) -> dict[str, Sequence[Job]]:
     return {f"{name}-{i}": cells[start : start + _LONGEST] for i, start in enumerate(range(0, len(cells), _LONGEST))}
 
 

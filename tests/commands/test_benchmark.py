@@ -23,6 +23,7 @@ from bayeslora.grid.specification import read_grid
 from bayeslora.results.prediction_file import read_predictions
 from tests.helpers.command_line import arguments, refused
 from tests.helpers.fake_cells import wait_for_the_end
+from tests.helpers.ray_nodes import two_nodes
 from tools.layout import ROOT
 
 TRAINER = {"max_steps": 4, "accelerator": "cpu", "enable_model_summary": False, "log_every_n_steps": 2}
@@ -181,7 +182,7 @@ def test_an_array_is_written_and_what_is_there_is_collected(
 ) -> None:
     new = tmp_path / "new"
     assert main(["benchmark", "-c", str(grid), "--out", str(new), "--engine", "slurm"]) == 0
-    assert f"3 cells are written; submit them with: bash {new / 'slurm' / 'submit.sh'}" in capsys.readouterr().out
+    assert f"3 runs are written; submit them with: bash {new / 'slurm' / 'submit.sh'}" in capsys.readouterr().out
     assert "own/temperature/0" in (new / "slurm" / "after-0.sbatch").read_text()
     shutil.copytree(out, new, dirs_exist_ok=True)
     (new / "own" / "base" / "seed-0" / "done.json").unlink()
@@ -206,6 +207,17 @@ def _tables(out: Path) -> dict[str, bytes]:
 
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_on_two_nodes_of_a_ray_cluster_the_tables_are_the_same(
+    tables: dict[str, bytes], grid: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'bayeslora[ray]'")
+    with two_nodes() as cluster:
+        engine = ["--engine", "ray", "--address", cluster.address, "--gpu-share", "0"]
+        assert main(["benchmark", "-c", str(grid), "--out", str(tmp_path), *engine]) == 0
+    assert _tables(tmp_path) == tables
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def test_trials_predict_the_validation_questions_and_a_second_call_runs_nothing(
 
 def test_on_slurm_a_batch_is_written_at_a_time(command: list[str], capsys: pytest.CaptureFixture) -> None:
     assert main([*command, "--engine", "slurm"]) == 0
-    assert "2 cells are written; submit them with" in capsys.readouterr().out
+    assert "2 runs are written; submit them with" in capsys.readouterr().out
     script = (Path(command[-1]) / "slurm" / "trainings-0.sbatch").read_text()
     assert "trial/0/0\ntrial/1/0\n" in script
 

@@ -16,24 +16,15 @@ from bayeslora.grid.environment import DEVICES
 from bayeslora.grid.ray_cluster import RayEngine
 from bayeslora.grid.schedule import run_cells
 from tests.helpers.fake_cells import command, fake_cell, started, wait_for_the_end
-from tools.layout import ROOT
+from tests.helpers.ray_nodes import two_nodes
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'bayeslora[ray]'")
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes with two CPUs and one with a GPU that is not there, for which Ray only keeps books."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        made.add_node(num_cpus=2, num_gpus=1)
+    with two_nodes() as made:
         yield made
-        made.shutdown()
 
 
 def _run(engine: RayEngine, cells: list[Cell], needs: dict[Cell, Cell] | None = None) -> tuple[dict[Cell, str], list]:
@@ -56,6 +47,7 @@ def test_cells_run_in_their_order_and_one_that_fails_leaves_the_others_alone(clu
     assert told.index(("good", "done")) < told.index(("after_good", "running"))
     for entry in started(tmp_path):
         assert (entry[DEVICES], entry["OMP_NUM_THREADS"]) == ("", "2")
+        assert entry["directory"] == str(Path.cwd())  # where relative paths begin, whatever node it is
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Job arrays: what SLURM is given, with a small script in the place of ``sbatch`` that runs an array at once."""
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -9,37 +8,13 @@ import pytest
 from bayeslora.errors import RunError, UsageError
 from bayeslora.grid.slurm import submit, write_arrays
 from tests.helpers.fake_cells import command, fake_cell, started
-from tools.layout import ROOT
-
-SBATCH = """#!/bin/bash
-# Runs the tasks of an array one after another, as SLURM's own batch script would be, and says the job's id.
-script="${@: -1}"
-job=$(($(cat "$JOBS" 2>/dev/null | wc -l) + 100))
-echo "$job $*" >> "$JOBS"
-last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
-for task in $(seq 0 "$last"); do
-    SLURM_JOB_ID=$job SLURM_ARRAY_TASK_ID=$task SLURM_NTASKS=4 SLURM_PROCID=3 CUDA_VISIBLE_DEVICES=7 \\
-        bash "$script" >> "$JOBS.log" 2>&1
-done
-echo "$job;cluster"
-"""
-
-
-def _program(folder: Path, name: str, text: str) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(text)
-    (folder / name).chmod(0o755)
+from tests.helpers.slurm import program, slurm_in
 
 
 @pytest.fixture
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The list of jobs that the stand-in for sbatch was given."""
-    _program(tmp_path / "bin", "sbatch", SBATCH)
-    _program(tmp_path / "bin", "squeue", "#!/bin/bash\n")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("JOBS", str(tmp_path / "jobs"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return tmp_path / "jobs"
+    return slurm_in(tmp_path, monkeypatch)
 
 
 def test_cells_that_use_a_training_come_after_the_trainings(jobs: Path, tmp_path: Path) -> None:
@@ -64,14 +39,17 @@ def test_cells_that_use_a_training_come_after_the_trainings(jobs: Path, tmp_path
     for line in ("--array=0-2%2", "--cpus-per-task=3", "--partition=gpu", "--gres=gpu:1", "--signal=B:TERM@120"):
         assert f"#SBATCH {line}\n" in text
     assert {entry["CUDA_VISIBLE_DEVICES"] for entry in started(tmp_path)} == {"7"}
+    assert {entry["directory"] for entry in started(tmp_path)} == {
+        str(Path.cwd())
+    }  # relative paths begin where they did
 
 
 def test_what_is_queued_keeps_its_cells_and_is_not_queued_twice(jobs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "slurm"
     submit(write_arrays(folder, [fake_cell(tmp_path, "good")], {}, command(tmp_path), 1))
-    _program(tmp_path / "bin", "squeue", '#!/bin/bash\necho "$@"\n')
+    program(tmp_path / "bin", "squeue", '#!/bin/bash\necho "$@"\n')
     script = write_arrays(folder, [fake_cell(tmp_path, "other")], {}, command(tmp_path), 1)
-    with pytest.raises(RunError, match="jobs 100 of this grid are still queued or running"):
+    with pytest.raises(RunError, match="jobs 100 of this folder are still queued or running"):
         submit(script)
     assert len(jobs.read_text().splitlines()) == 1
 
@@ -90,7 +68,7 @@ def test_many_cells_are_several_arrays_that_bash_can_read(tmp_path: Path) -> Non
 
 def test_what_slurm_refuses_is_one_line(jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = write_arrays(tmp_path / "slurm", [fake_cell(tmp_path, "good")], {}, command(tmp_path), 1)
-    _program(tmp_path / "bin", "sbatch", "#!/bin/bash\necho 'invalid partition' >&2; exit 1\n")
+    program(tmp_path / "bin", "sbatch", "#!/bin/bash\necho 'invalid partition' >&2; exit 1\n")
     with pytest.raises(RunError, match=r"ended with status 1: invalid partition \(jobs submitted before: none\)"):
         submit(script)
     (tmp_path / "bin" / "sbatch").unlink()

@@ -18,7 +18,8 @@ cell = Cell(dataset, method, int(seed), root / method / seed)
 with cell.locked():
     cell.note_attempt({})
     with (root / "started").open("a") as file:
-        file.write(json.dumps({"key": key, "pid": os.getpid(), "parent": os.getppid(), **dict(os.environ)}) + "\\n")
+        own = {"key": key, "pid": os.getpid(), "parent": os.getppid(), "directory": os.getcwd()}
+        file.write(json.dumps({**own, **dict(os.environ)}) + "\\n")
     if method == "killed":
         os.kill(os.getpid(), 9)
     if method == "exits":

@@ -62,6 +62,10 @@ class MemberStore:
         found = {int(path.name): path for path in self.folder.glob("[0-9]*") if path.name.isdigit()}
         return tuple(member for member, path in sorted(found.items()) if _status(path) == status)
 
+    def status(self, member: int) -> str | None:
+        """The status of one member, see :meth:`members`; None where it is absent or half written."""
+        return _status(self.path(member))
+
     def claim(self, members: Sequence[int]) -> None:
         """Take the members, and clear away what a killed process of this machine left of them.
 
