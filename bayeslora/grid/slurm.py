@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bayeslora.errors import RunError, UsageError
 from bayeslora.files import replacing
@@ -86,22 +87,11 @@ def write_arrays(
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.sbatch"):
         old.unlink()
-    place = shlex.quote(str(folder))
-    script = _HEAD.format(folder=place)
+    script = _HEAD.format(folder=shlex.quote(str(folder)))
     told = False
     for stem, part in arrays.items():
-        text = _ARRAY.format(
-            name=f"bayeslora-{folder.parent.name}",
-            last=len(part) - 1,
-            limit=f"%{jobs}" if jobs else "",
-            threads=threads,
-            folder=place,
-            stem=stem,
-            options="".join(f"#SBATCH {option}\n" for option in options),
-            directory=shlex.quote(str(Path.cwd())),  # where relative paths of the configurations begin
-            keys="".join(f"{shlex.quote(cell.key)}\n" for cell in part),  # not a file: what is queued keeps its own
-            command=shlex.join([sys.executable, *command]),
-        )
+        limit, lines = f"%{jobs}" if jobs else "", "".join(f"#SBATCH {option}\n" for option in options)
+        text = _array(folder, stem, part, command, threads=threads, limit=limit, options=lines)
         _write(folder / f"{stem}.sbatch", text)
         after = stem.startswith("after") and bool(first)
         if after and not told:
@@ -132,6 +122,20 @@ def submit(script: Path) -> list[str]:
         said = " ".join(ended.stderr.split())
         raise RunError(f"{script} ended with status {ended.returncode}: {said} (jobs submitted before: {submitted})")
     return ended.stdout.split()
+
+
+def _array(folder: Path, stem: str, cells: Sequence[Job], command: Sequence[str], **values: Any) -> str:
+    """The script of one array."""
+    return _ARRAY.format(
+        name=f"bayeslora-{folder.parent.name}",
+        last=len(cells) - 1,
+        folder=shlex.quote(str(folder)),
+        stem=stem,
+        directory=shlex.quote(str(Path.cwd())),  # where relative paths of the configurations begin
+        keys="".join(f"{shlex.quote(cell.key)}\n" for cell in cells),  # not a file: what is queued keeps its own
+        command=shlex.join([sys.executable, *command]),
+        **values,
+    )
 
 
 def _parts(name: str, cells: Sequence[Job]) -> dict[str, Sequence[Job]]:

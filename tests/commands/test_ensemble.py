@@ -19,22 +19,8 @@ from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.posteriors.members.locks import MemberLocks
 from bayeslora.posteriors.members.store import DONE, MemberStore
 from bayeslora.posteriors.state import load_posterior
-from tests.helpers.command_line import FAST, ROOT, refused
-from tests.helpers.ensembles import difference
-
-METHOD = ROOT / "bayeslora" / "configs" / "method" / "ensemble.yaml"
-
-
-def arguments(command: str, root: Path, data: Path, *options: str) -> list[str]:
-    model = [
-        "-c",
-        str(METHOD),
-        "--model.backbone.pretrained=embedded",
-        "--model.lora.r=2",
-        "--model.optimisation.learning_rate=1e-3",
-    ]
-    given = ["--data=JSONLDataModule", f"--data.path={data}", "--data.labels=40"]
-    return [command, *model, *given, f"--trainer.default_root_dir={root}", *FAST, *options]
+from tests.helpers.command_line import ROOT, refused
+from tests.helpers.ensembles import arguments, difference, weights
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +29,6 @@ def joint(data: Path) -> Path:
     root = data.parent / "joint"
     assert main(arguments("fit", root, data)) == 0
     return root
-
-
-def weights(root: Path) -> dict[int, dict[str, torch.Tensor]]:
-    return {member: posterior.mean() for member, posterior in MemberStore(root / "members").load().items()}
 
 
 def assert_members_agree(root: Path, reference: Path, members: list[int], tolerance: float = 1e-4) -> None:

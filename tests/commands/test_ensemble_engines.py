@@ -9,9 +9,8 @@ from bayeslora.cli import main
 from bayeslora.commands.member_jobs import MemberJob
 from bayeslora.posteriors.members.store import MemberStore
 from bayeslora.posteriors.state import load_posterior
-from tests.commands.test_ensemble import arguments, weights
 from tests.helpers.command_line import refused
-from tests.helpers.ensembles import difference
+from tests.helpers.ensembles import arguments, difference, weights
 from tests.helpers.ray_nodes import two_nodes
 from tests.helpers.runs import questions
 from tests.helpers.slurm import slurm_in

@@ -8,6 +8,10 @@ import torch
 
 from bayeslora import Backbone, LoRA, LoRAEnsemble
 from bayeslora.datamodules import JSONLDataModule
+from bayeslora.posteriors.members.store import MemberStore
+from tests.helpers.command_line import FAST, ROOT
+
+METHOD = ROOT / "bayeslora" / "configs" / "method" / "ensemble.yaml"
 
 
 class Double(LoRAEnsemble):
@@ -53,3 +57,21 @@ def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) 
     """Largest absolute difference of any entry."""
     assert first.keys() == second.keys()
     return max(float((first[name] - second[name]).detach().abs().max()) for name in first)
+
+
+def arguments(command: str, root: Path, data: Path, *options: str) -> list[str]:
+    """A command of an ensemble on a file of questions."""
+    model = [
+        "-c",
+        str(METHOD),
+        "--model.backbone.pretrained=embedded",
+        "--model.lora.r=2",
+        "--model.optimisation.learning_rate=1e-3",
+    ]
+    given = ["--data=JSONLDataModule", f"--data.path={data}", "--data.labels=40"]
+    return [command, *model, *given, f"--trainer.default_root_dir={root}", *FAST, *options]
+
+
+def weights(root: Path) -> dict[int, dict[str, torch.Tensor]]:
+    """The means of a run folder's members."""
+    return {member: posterior.mean() for member, posterior in MemberStore(root / "members").load().items()}
