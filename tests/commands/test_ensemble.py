@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bayeslora.cli import main
-from bayeslora.commands import ensemble
+from bayeslora.commands import ensemble, member_work
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
 from bayeslora.posteriors.members.locks import MemberLocks
 from bayeslora.posteriors.members.store import DONE, MemberStore
@@ -159,7 +159,7 @@ def test_a_member_that_another_process_trains_is_waited_for(
     finished = (tmp_path / "members" / "002").rename(tmp_path / "aside")
     holders = ["other:7", "other:7", None]
     monkeypatch.setattr(MemberLocks, "holder", lambda *_: holders.pop(0) if holders else None)
-    monkeypatch.setattr(ensemble, "time", SimpleNamespace(sleep=lambda _: finished.rename(tmp_path / "members/002")))
+    monkeypatch.setattr(member_work, "time", SimpleNamespace(sleep=lambda _: finished.rename(tmp_path / "members/002")))
     assert main(arguments("ensemble", tmp_path, data, "--member", "2")) == 0
     assert "waiting for other:7, which trains member 2" in capsys.readouterr().out
     assert not (tmp_path / "members" / "begun").exists()
