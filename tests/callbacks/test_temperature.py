@@ -1,17 +1,17 @@
 """Temperature scaling: the optimum, its file, any method, any module."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayeslora.callbacks import temperature
 from bayeslora.callbacks.temperature import HIGHEST, LOWEST, Temperature, fit_temperature
+from bayeslora.curvature.ranks import Ranks
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.prediction_path import prediction_path
 from bayeslora.types import Predictive
@@ -191,32 +191,23 @@ def test_a_temperature_is_found_on_the_questions_of_all_ranks(tmp_path: Path, mo
     assert asked == [2 * len(Foreign().val_dataloader())]
 
 
-_RANK = """
-import sys, torch
-from bayeslora.callbacks.temperature import fit_temperature
-from bayeslora.curvature.ranks import Ranks
-from bayeslora.types import Predictive
-rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-generator = torch.Generator().manual_seed(0)
-logits = torch.randn(95, 4, generator=generator, dtype=torch.float64)
-labels = torch.multinomial((logits / 2).softmax(-1), 1, generator=generator).squeeze(-1)
-mine = slice(rank, None, world)
-pairs = Ranks().gather((Predictive.from_logits(logits[None, mine]), labels[mine]))
-print(fit_temperature(*map(list, zip(*pairs))))
-"""
+def _rank(rank: int, world: int, folder: Path) -> None:
+    """A process's share of 95 questions, and the temperature that it finds."""
+    if world > 1:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(95, 4, generator=generator, dtype=torch.float64)
+    labels = torch.multinomial((logits / 2).softmax(-1), 1, generator=generator).squeeze(-1)
+    mine = slice(rank, None, world)
+    pairs = Ranks().gather((Predictive.from_logits(logits[None, mine]), labels[mine]))
+    assert len(pairs) == world
+    (folder / str(rank)).write_text(repr(fit_temperature(*map(list, zip(*pairs, strict=True)))))
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_all_ranks_find_the_temperature_of_one(world: int, tmp_path: Path) -> None:
-    def ranks(count: int) -> list[float]:
-        command = [sys.executable, "-c", _RANK]
-        store = tmp_path / f"store{count}"
-        begun = [
-            subprocess.Popen([*command, str(rank), str(count), str(store)], stdout=subprocess.PIPE, text=True)
-            for rank in range(count)
-        ]
-        return [float(process.communicate()[0]) for process in begun]
-
-    (alone,) = ranks(1)
-    assert ranks(world) == pytest.approx([alone] * world, rel=1e-9)
+    _rank(0, 1, tmp_path)
+    alone = float((tmp_path / "0").read_text())
+    start_processes(_rank, (world, tmp_path), nprocs=world, start_method="fork")
+    found = [float((tmp_path / str(rank)).read_text()) for rank in range(world)]
+    assert found == pytest.approx([alone] * world, rel=1e-9)
