@@ -14,7 +14,7 @@ from bayeslora.datamodules import JSONLDataModule
 from bayeslora.errors import RunError, UsageError
 from bayeslora.posteriors.laplace.shards import DiskShards, MemoryShards
 from tests.helpers import ddp_laplace
-from tests.helpers.ddp import start
+from tests.helpers.ddp import on_processes
 
 SHORT = [(2, 19, ("full", "ekfac", "diag"))]
 LONG = [(processes, n, tuple(ddp_laplace.CASES)) for processes in (2, 3) for n in (95, 97)]
@@ -41,8 +41,7 @@ def test_processes_fit_what_one_fits(
     folder = Path(shutil.copytree(data, tmp_path / "data"))
     lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
     (folder / "train.jsonl").write_text("".join(lines[:n]))
-    start(ddp_laplace.__file__, tmp_path / "many", folder, str(processes), *cases)
-    together = torch.load(tmp_path / "many" / "laplace.pt", weights_only=True)
+    together = on_processes(processes, ddp_laplace.of_cases, cases, tmp_path / "many", folder, processes)
     for case in cases:
         alone = ddp_laplace.fitted(case, tmp_path / "one", folder, 1)
         assert alone["questions"] == n

@@ -20,6 +20,7 @@ from bayeslora.metrics.answers import UNKNOWN
 from bayeslora.results.prediction_file import read_predictions
 from bayeslora.types import AnswerBatch, Predictive
 from tests.helpers.answering import SIZES, Data, Module, answer_batch, logits_of, trainer
+from tests.helpers.ddp import on_processes
 
 
 @pytest.mark.parametrize("wrap", [False, True])
@@ -173,13 +174,15 @@ def test_foreign_modules_without_functions_are_told(tmp_path: Path) -> None:
         trainer(tmp_path, Predictions()).test(Foreign(), DataLoader(foreign_data(), 4))
 
 
-@pytest.mark.slow
+def _test(root: Path, options: dict[str, Any]) -> None:
+    trainer(root, Predictions(), Report(plots=False), **options).test(Module(), Data())
+
+
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     """23 questions do not halve: the distributed sampler gives one to both processes."""
     alone, together = tmp_path / "alone", tmp_path / "together"
-    trainer(alone, Predictions(), Report(plots=False)).test(Module(), Data())
-    pair = trainer(together, Predictions(), Report(plots=False), strategy="ddp_spawn", devices=2)
-    pair.test(Module(), Data())
+    _test(alone, {})
+    on_processes(2, _test, together, {"strategy": "ddp", "devices": 2})
     for name in ("predictions.parquet", "metrics.json"):
         assert (alone / "test" / name).read_bytes() == (together / "test" / name).read_bytes()
 

@@ -1,66 +1,45 @@
-"""Runs on two processes, started from a test."""
+"""The processes of a distributed run, forked from a test: none of them has to import the package anew."""
 
-import json
 import os
-import subprocess
-import sys
+import socket
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-ROOT = Path(__file__).parents[2]
-
-
-def launch(root: Path, data: Path) -> dict:
-    """Fit and test on two CPU processes; what rank 0 saw."""
-    start(__file__, root, data)
-    return json.loads((root / "ddp.json").read_text())
+import torch
+from torch import distributed
+from torch.multiprocessing import start_processes
 
 
-def start(script: str, root: Path, data: Path, *options: str) -> None:
-    """Run a script that starts its own other processes, with a folder to write to and the questions."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, script, str(root), str(data), *options], check=True, env=environment)
+def on_processes(count: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in the first of ``count`` processes that all call it with the same arguments.
+
+    To Lightning they are processes that a launcher has started, as ``torchrun`` does.
+
+    Args:
+        count: How many; they die with the test, which fails where one of them does.
+        work: Makes trainers with as many ``devices`` on the CPU; gives what ``torch.save`` can write.
+        arguments: Of ``work``.
+    """
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    with TemporaryDirectory() as folder:
+        result = Path(folder) / "result.pt"
+        start_processes(_process, (count, port, result, work, arguments), nprocs=count, start_method="fork")
+        return torch.load(result, weights_only=True)
 
 
-def main(root: Path, data: Path) -> None:
-    """Runs on every rank."""
-    import lightning as L
-    import torch
-
-    from bayeslora import SWAG, Backbone, LoRA, LoRAModule, Predictions
-    from bayeslora.datamodules import JSONLDataModule
-    from bayeslora.results.prediction_file import read_predictions
-
-    swag = SWAG(start=0, rank=2, samples=3)
-    trainer = L.Trainer(
-        default_root_dir=root,
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        max_epochs=2,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        callbacks=[swag, Predictions()],
-    )
-    module = LoRAModule(Backbone("embedded"), LoRA(dropout=0.1), learning_rate=1e-3, seed=1)
-    datamodule = JSONLDataModule(path=str(data), labels=39, batch_size=4, eval_batch_size=7, seed=1)
-    trainer.fit(module, datamodule=datamodule)
-    weights = torch.cat([p.detach().flatten() for p in module.trainable().values()])
-    everyone = trainer.strategy.all_gather(weights)
-    moments = trainer.strategy.all_gather(torch.cat([swag.moments.mean, swag.moments.m2]))
-    trainer.test(module, datamodule=datamodule)
-    if trainer.is_global_zero:
-        answers = next(iter(read_predictions(root / "test" / "predictions.parquet").datasets.values()))
-        record = {
-            "n": len(answers),
-            "members": answers.n_members,
-            "snapshots": swag.moments.count,
-            "ranks agree": bool(torch.equal(everyone[0], everyone[1])),
-            "snapshots agree": bool(torch.equal(moments[0], moments[1])),
-        }
-        (root / "ddp.json").write_text(json.dumps(record))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+def _process(
+    rank: int, count: int, port: int, result: Path, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)  # threads of the test's process are not in its fork
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    os.environ |= {"NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+    value = work(*arguments)
+    assert distributed.get_world_size() == count
+    if rank == 0:
+        torch.save(value, result)
+    distributed.barrier()
+    distributed.destroy_process_group()

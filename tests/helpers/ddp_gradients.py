@@ -1,6 +1,6 @@
-"""The gradients of a run's steps, on one process or, as a script, on several."""
+"""The gradients of a run's steps, on one process or on several."""
 
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,6 @@ def gradients(case: str, root: Path, data: Path, processes: int, uneven: bool = 
     return watch.seen
 
 
-if __name__ == "__main__":
-    root, data = map(Path, sys.argv[1:3])
-    processes, cases = (int(sys.argv[3]), sys.argv[4:]) if len(sys.argv) > 3 else (2, [])
-    found = {case: gradients(case, root, data, processes, bool(cases)) for case in cases or CASES}
-    if torch.distributed.get_rank() == 0:
-        torch.save(found, root / "gradients.pt")
+def of_cases(cases: Iterable[str], *arguments: Any) -> dict[str, list[dict[str, torch.Tensor]]]:
+    """The :func:`gradients` of each case, one after the other."""
+    return {case: gradients(case, *arguments) for case in cases}

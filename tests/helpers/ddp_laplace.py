@@ -1,7 +1,7 @@
-"""Laplace's fits and what they predict, on one process or, as a script, on several."""
+"""Laplace's fits and what they predict, on one process or on several."""
 
 import json
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,6 @@ def fitted(case: str, root: Path, data: Path, processes: int) -> dict[str, Any]:
     return {**figures, **precision, "saved": record["family"], "covariance": answers.logit_cov, "probs": answers.probs}
 
 
-if __name__ == "__main__":
-    root, data, processes, *cases = sys.argv[1:]
-    found = {case: fitted(case, Path(root), Path(data), int(processes)) for case in cases}
-    if torch.distributed.get_rank() == 0:
-        torch.save(found, Path(root) / "laplace.pt")
+def of_cases(cases: Iterable[str], *arguments: Any) -> dict[str, dict[str, Any]]:
+    """What :func:`fitted` gives for each case, one after the other."""
+    return {case: fitted(case, *arguments) for case in cases}

@@ -6,22 +6,13 @@ import pytest
 import torch
 
 from tests.helpers import ddp_gradients
-from tests.helpers.ddp import start
-from tests.helpers.runs import questions
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions in ``data``, and the gradients of two processes that share every batch."""
-    root = tmp_path_factory.mktemp("processes")
-    start(ddp_gradients.__file__, root, questions(root / "data"))
-    return root
+from tests.helpers.ddp import on_processes
 
 
 @pytest.mark.parametrize("case", ddp_gradients.CASES)
-def test_two_processes_see_the_gradients_of_one_with_the_joint_batch(folder: Path, case: str) -> None:
-    together = torch.load(folder / "gradients.pt", weights_only=True)[case]
-    alone = ddp_gradients.gradients(case, folder, folder / "data", processes=1)
+def test_two_processes_see_the_gradients_of_one_with_the_joint_batch(data: Path, tmp_path: Path, case: str) -> None:
+    alone = ddp_gradients.gradients(case, tmp_path, data, processes=1)
+    together = on_processes(2, ddp_gradients.gradients, case, tmp_path, data, 2)
     assert len(together) == len(alone) == (4 if case.endswith("two") else 2)
     for shared, own in zip(together, alone, strict=True):
         torch.testing.assert_close(shared, own, atol=1e-5, rtol=1e-4)

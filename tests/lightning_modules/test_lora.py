@@ -1,14 +1,17 @@
 """Maximum likelihood, maximum a posteriori and MC dropout through the real Trainer."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
 
-from bayeslora import Backbone, LoRA, LoRAModule, UsageError
+from bayeslora import SWAG, Backbone, LoRA, LoRAModule, Predictions, UsageError
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.optimisation import warmup_decay
+from bayeslora.results.prediction_file import read_predictions
+from tests.helpers.ddp import on_processes
 from tests.helpers.runs import trainer
 
 
@@ -86,13 +89,25 @@ def test_checkpoint_loads_without_the_command_line(tmp_path: Path, data: Path) -
 
 
 def test_two_processes_train_alike_and_test_every_question_once(tmp_path: Path, data: Path) -> None:
-    from tests.helpers.ddp import launch
+    found = on_processes(2, _fitted_together, tmp_path, data)
+    answers = next(iter(read_predictions(tmp_path / "test" / "predictions.parquet").datasets.values()))
+    assert (len(answers), answers.n_members, found["snapshots"]) == (40, 3, 2)
+    assert torch.equal(*found["weights"])
+    assert torch.equal(*found["moments"])
 
-    metrics = launch(tmp_path, data)
-    assert metrics["n"] == 40
-    assert metrics["ranks agree"]
-    assert (metrics["snapshots"], metrics["members"]) == (2, 3)
-    assert metrics["snapshots agree"]
+
+def _fitted_together(root: Path, data: Path) -> dict[str, Any]:
+    """The weights and the moments of SWAG that two processes end with, after they have tested as well."""
+    swag = SWAG(start=0, rank=2, samples=3)
+    options = {"devices": 2, "strategy": "ddp", "max_epochs": 2, "enable_checkpointing": False}
+    run = trainer(root, callbacks=[swag, Predictions()], **options)
+    module = LoRAModule(Backbone("embedded"), LoRA(dropout=0.1), learning_rate=1e-3, seed=1)
+    datamodule = JSONLDataModule(path=str(data), labels=39, batch_size=4, eval_batch_size=7, seed=1)
+    run.fit(module, datamodule=datamodule)
+    weights = run.strategy.all_gather(torch.cat([p.detach().flatten() for p in module.trainable().values()]))
+    moments = run.strategy.all_gather(torch.cat([swag.moments.mean, swag.moments.m2]))
+    run.test(module, datamodule=datamodule, verbose=False)
+    return {"weights": weights, "moments": moments, "snapshots": swag.moments.count}
 
 
 @pytest.mark.parametrize(

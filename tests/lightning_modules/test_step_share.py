@@ -14,7 +14,7 @@ from bayeslora.datamodules import JSONLDataModule
 from bayeslora.datamodules.sampler import TrainBatches
 from bayeslora.errors import UsageError
 from tests.helpers import ddp_gradients
-from tests.helpers.ddp import start
+from tests.helpers.ddp import on_processes
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -133,14 +133,12 @@ SHORT = [(2, 35, ("map", "blob", "c_lora")), (3, 25, ("map",))]  # the second ha
 LONG = [(processes, n, tuple(ddp_gradients.UNEVEN)) for processes in (2, 3) for n in (95, 97)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "n", "cases"), LONG if os.environ.get("BAYESLORA_LONG") else SHORT)
 def test_processes_see_the_gradients_of_one(
     processes: int, n: int, cases: tuple[str, ...], data: Path, tmp_path: Path
 ) -> None:
     data = _first(n, data, tmp_path)
-    start(ddp_gradients.__file__, tmp_path, data, str(processes), *cases)
-    together = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    together = on_processes(processes, ddp_gradients.of_cases, cases, tmp_path, data, processes, True)
     for case in cases:
         alone = ddp_gradients.gradients(case, tmp_path, data, processes=1, uneven=True)
         batches = -(-n // ddp_gradients.BATCH)
