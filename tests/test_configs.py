@@ -5,6 +5,7 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -169,7 +170,13 @@ def test_every_folder_is_covered() -> None:
     assert covered == set(ROOT.rglob("*.yaml")) - set(tables())
 
 
-@pytest.mark.parametrize("file", tables(), ids=lambda file: str(file.relative_to(ROOT)))
+def tables_with_marks() -> list[Any]:
+    """The tables; that of all methods, whose overlays are instantiated above as well, takes too long for every run."""
+    marks = {"all_methods": pytest.mark.slow}
+    return [pytest.param(file, marks=marks.get(file.stem, ()), id=str(file.relative_to(ROOT))) for file in tables()]
+
+
+@pytest.mark.parametrize("file", tables_with_marks())
 def test_every_row_of_a_table_resolves_and_counts(file: Path) -> None:
     """On the table's first dataset; whether others are read is what their own files' tests say."""
     grid = read_grid(file)

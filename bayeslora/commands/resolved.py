@@ -37,6 +37,11 @@ class _Resolved(Exception):
 class _Reader(CommandLine):
     """Reads a command line as ``fit`` does, makes the objects it names, and stops there."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """``fit`` alone: the parsers of the others would be made for nothing."""
+        return {"fit": CommandLine.subcommands()["fit"]}
+
     def before_instantiate_classes(self) -> None:
         """No run folder is looked at."""
 
