@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ class WeightPrediction:
         return bank_predictor(pl_module, bank, logits_fn, stream(self.seed, "test") if self.dropout else None)
 
 
-class PosteriorCallback(Attached):
+class PosteriorCallback(Attached, ABC):
     """Claims a module's prediction path for what ``posterior`` holds.
 
     One bank of S weight samples is drawn when an evaluation starts, from a generator of its own, and serves every
@@ -105,9 +106,9 @@ class PosteriorCallback(Attached):
         self.served: tuple[Any, Posterior] | None = None  # how the evaluation that was last predicted, and with what
 
     @property
+    @abstractmethod
     def posterior(self) -> Posterior | None:
         """The posterior as it stands, which a run folder saves; None where there is none yet."""
-        raise NotImplementedError
 
     @property
     def label(self) -> str:

@@ -10,9 +10,15 @@ from contextlib import contextmanager
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import bayeslora.callbacks
 import bayeslora.datamodules
 import bayeslora.lightning_modules
 from bayeslora.errors import UsageError
+
+# A name that is no path, or a path along which the module or the class is not there.
+_NO_CLASS = (
+    r"Expected a dot import path string: (\S+)|class_path '(([\w.]+?)\.[\w.]+)': (?:module|No module named) '\3'"
+)
 
 
 @contextmanager
@@ -43,10 +49,13 @@ def _own_cause(error: BaseException) -> UsageError | None:
 def _condense(message: str) -> str:
     """What went wrong in one line, from a message that jsonargparse spreads over many, or from Lightning's."""
     text = " ".join(message.split())
-    if unknown := re.search(r"Expected a dot import path string: (\S+)", text):
-        names = [name for name in bayeslora.datamodules.__all__ if name.endswith("DataModule")]
-        names = names if 'key "data"' in text else bayeslora.lightning_modules.__all__
-        return f"there is no class {unknown[1]}; allowed: {', '.join(names)}, or the import path of your own"
+    if unknown := re.search(_NO_CLASS, text):
+        return f"there is no class {unknown[1] or unknown[2]}; allowed: {_classes(text)}"
+    if abstract := re.search(r"instantiatable class, but (?:(\S+) )?is abstract.*Given value: (\S+)", text):
+        name = abstract[1] or abstract[2]
+        return f"class {name} leaves methods for its subclasses to define; allowed: {_classes(text)}"
+    if other := re.search(r"Import path (?:(\S+) )?does not correspond to a subclass of (\w+).*value: (\S+)", text):
+        return f"{other[1] or other[3]} is no {other[2]}; allowed: {_classes(text)}"
     if option := re.search(r"Problem with given class_path '([^']+)': Option '([^']+)' is not accepted", text):
         name = option[1].rpartition(".")[2]
         return f"{name} has no option {option[2]!r}; --model.help {name} or --data.help {name} lists them"
@@ -70,6 +79,18 @@ def _condense(message: str) -> str:
     if "backend found" in text:
         return f"{text.rstrip('!')} on this machine; give --trainer.accelerator cpu, or run where there is one"
     return text
+
+
+def _classes(text: str) -> str:
+    """What may be named in place of a class that a parser's message refuses, by the option it is about."""
+    own = {
+        "model": bayeslora.lightning_modules.__all__,
+        "data": [name for name in bayeslora.datamodules.__all__ if name.endswith("DataModule")],
+        "trainer.callbacks": bayeslora.callbacks.__all__,
+    }
+    option = re.search(r'key "([\w.]+)"', text)
+    names = own.get(option[1], []) if option else []
+    return ", or ".join(filter(None, (", ".join(names), "the import path of your own")))
 
 
 def _kinds(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question, from_choices
 from bayeslora.datamodules.registry import register
-from bayeslora.datamodules.source import Benchmark, Row
+from bayeslora.datamodules.source import HubBenchmark, Row
 from bayeslora.errors import require_choice
 
 SIZES = {
@@ -16,7 +16,7 @@ SIZES = {
 }
 
 
-class ARC(Benchmark):
+class ARC(HubBenchmark):
     """One of the two parts of ARC."""
 
     repository = "allenai/ai2_arc"

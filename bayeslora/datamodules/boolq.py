@@ -8,10 +8,10 @@ from typing import Any
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.registry import register
-from bayeslora.datamodules.source import Benchmark, Row
+from bayeslora.datamodules.source import HubBenchmark, Row
 
 
-class BoolQ(Benchmark):
+class BoolQ(HubBenchmark):
     """BoolQ with its passages; the options are no and yes, in this order."""
 
     repository = "google/boolq"

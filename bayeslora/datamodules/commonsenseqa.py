@@ -8,10 +8,10 @@ from typing import Any
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question, from_choices
 from bayeslora.datamodules.registry import register
-from bayeslora.datamodules.source import Benchmark, Row
+from bayeslora.datamodules.source import HubBenchmark, Row
 
 
-class CommonsenseQA(Benchmark):
+class CommonsenseQA(HubBenchmark):
     """CommonsenseQA 1.11."""
 
     repository = "tau/commonsense_qa"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,6 @@ class JSONL(Benchmark):
     """
 
     task = "jsonl"
-    sizes: Mapping[str, int] = {}
 
     def __init__(self, path: str, whole: bool = False, classes: Sequence[str] | None = None) -> None:
         self.path, self.whole, self.given = Path(path), whole, None if classes is None else tuple(classes)

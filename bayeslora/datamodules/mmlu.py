@@ -9,11 +9,11 @@ from bayeslora.datamodules.mmlu_subjects import DEV, GROUPS, SIZES
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.registry import register_family
-from bayeslora.datamodules.source import Benchmark, Row
+from bayeslora.datamodules.source import Benchmark, HubBenchmark, Row
 from bayeslora.errors import UsageError
 
 
-class Subject(Benchmark):
+class Subject(HubBenchmark):
     """A single subject."""
 
     repository = "cais/mmlu"

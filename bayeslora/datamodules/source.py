@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,28 +16,20 @@ Row = Mapping[str, Any]
 Parse = Callable[[Row, str], Question]
 
 
-class Benchmark:
-    """One published set of questions: where it lies, how its rows read, how large its splits are.
+class Benchmark(ABC):
+    """One set of questions: its splits and what protocols know it as.
 
     Attributes:
         name: Name of its test set in results, such as ``arc_easy``.
         task: What protocols know it as, such as ``arc``.
-        sizes: Published number of questions of each split that has public labels; any other is refused.
+        sizes: Published number of questions of each split that has public labels; empty where it is not published.
         training: The splits that are trained on.
     """
 
     name: str
     task: str
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, int] = {}
     training: tuple[str, ...] = ("train",)
-    # Of the hub's repository; `config` is None where it has one only.
-    repository: ClassVar[str] = ""
-    config: str | None = None
-
-    @property
-    def folder(self) -> str:
-        """Where its files lie below ``data_dir``."""
-        return "/".join(filter(None, (self.repository.split("/")[-1], self.config)))
 
     @property
     def labelled(self) -> tuple[str, ...]:
@@ -48,15 +41,7 @@ class Benchmark:
         """Whether each question is a sentence or a pair of them to classify, rather than options to compare."""
         return False
 
-    def parse(self, row: Row, fallback_id: str) -> Question:
-        """A question from a row of the source; a ValueError or KeyError says what is wrong with the row.
-
-        Args:
-            row: The row, as a mapping of its columns.
-            fallback_id: The id of a row that has none.
-        """
-        raise NotImplementedError
-
+    @abstractmethod
     def load(self, split: str, data_dir: str | None) -> list[Question]:
         """All questions of a split.
 
@@ -67,6 +52,40 @@ class Benchmark:
         Raises:
             UsageError: a file that is missing or corrupt, no network, or a size that is not the published one.
         """
+
+    def download(self) -> None:
+        """Bring all splits from the hub into the local cache."""
+        for split in self.labelled:
+            self.load(split, None)
+
+
+class HubBenchmark(Benchmark):
+    """A benchmark that is published as a dataset of the Hugging Face hub; splits of other sizes are refused.
+
+    Attributes:
+        repository: The dataset, ``owner/name``.
+        config: Its configuration; None where it has one only.
+    """
+
+    repository: ClassVar[str]
+    config: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where its files lie below ``data_dir``."""
+        return "/".join(filter(None, (self.repository.split("/")[-1], self.config)))
+
+    @abstractmethod
+    def parse(self, row: Row, fallback_id: str) -> Question:
+        """A question from a row of the source; a ValueError or KeyError says what is wrong with the row.
+
+        Args:
+            row: The row, as a mapping of its columns.
+            fallback_id: The id of a row that has none.
+        """
+
+    def load(self, split: str, data_dir: str | None) -> list[Question]:
+        """See :meth:`Benchmark.load`."""
         questions = read_source(self.repository, self.config, self.folder, split, data_dir, self.parse)
         if len(questions) != self.sizes[split]:
             where = f"{data_dir}/{self.folder}" if data_dir else self.repository
@@ -75,11 +94,6 @@ class Benchmark:
                 "published files, or use JSONLDataModule for files of your own"
             )
         return questions
-
-    def download(self) -> None:
-        """Bring all splits from the hub into the local cache."""
-        for split in self.labelled:
-            self.load(split, None)
 
 
 def read_source(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
@@ -22,7 +21,6 @@ class Synthetic(Benchmark):
     """
 
     task = "synthetic"
-    sizes: Mapping[str, int] = {}
 
     def __init__(self, test: str = "test") -> None:
         require_choice("synthetic set", test, TEST_SPLITS)

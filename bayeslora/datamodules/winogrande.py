@@ -7,14 +7,14 @@ from typing import Any
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.datamodules.question import Question
 from bayeslora.datamodules.registry import register
-from bayeslora.datamodules.source import Benchmark, Row
+from bayeslora.datamodules.source import HubBenchmark, Row
 from bayeslora.errors import require_choice
 
 TRAIN_SIZES = {"s": 640, "m": 2558}
 ANSWERS = ("1", "2")
 
 
-class WinoGrande(Benchmark):
+class WinoGrande(HubBenchmark):
     """One of the training sizes of WinoGrande; the validation split is the same for all."""
 
     repository = "allenai/winogrande"

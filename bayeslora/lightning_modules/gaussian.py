@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from bayeslora.posteriors.state import load_posterior
 from bayeslora.types import AnswerBatch, GaussianPosterior, Posterior, Predictive, Samples
 
 
-class GaussianModule(MultipleChoiceModule):
+class GaussianModule(MultipleChoiceModule, ABC):
     """Predicts with the Gaussian that :meth:`posterior` gives: what methods that learn one while they train build on.
 
     A subclass gives ``posterior`` and, where a finished run's folder is to bring its Gaussian back, ``take_posterior``.
@@ -49,9 +50,9 @@ class GaussianModule(MultipleChoiceModule):
         self.samples, self.predict = samples, predict
         self._law: GaussianPosterior | None = None  # of the linearised evaluation that runs
 
+    @abstractmethod
     def posterior(self) -> GaussianPosterior:
         """The Gaussian as it stands."""
-        raise NotImplementedError
 
     def take_posterior(self, posterior: Posterior, folder: Path) -> None:
         """Start from a Gaussian that a run has left beside its adapter, where it is this method's.

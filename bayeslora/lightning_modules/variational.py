@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor
@@ -46,9 +47,9 @@ class VariationalModule(GaussianModule):
         require("kl_weight", kl_weight, kl_weight >= 0, "0 or more")
         self.kl_kind, self.kl_weight = kl_schedule, kl_weight
 
+    @abstractmethod
     def kl(self) -> Tensor:
         """Divergence of the posterior from the prior, in nats, a scalar with gradients."""
-        raise NotImplementedError
 
     @property
     def kl_schedule(self) -> KLSchedule:

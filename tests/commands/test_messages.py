@@ -42,6 +42,38 @@ def test_an_option_that_is_not_allowed(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "name", "part"),
+    [
+        ("model", "GaussianModule", "class GaussianModule leaves methods for its subclasses to define; allowed: BLoB"),
+        ("model", "Nonsense", "there is no class Nonsense; allowed: BLoBModule, CLoRAModule"),
+        ("model", "nowhere.own.Module", "there is no class nowhere.own.Module; allowed: BLoBModule"),
+        ("data", "bayeslora.datamodules.Nonsense", "there is no class bayeslora.datamodules.Nonsense; allowed: ARC"),
+        ("data", "json.JSONDecoder", "json.JSONDecoder is no LightningDataModule; allowed: ARCDataModule"),
+        ("trainer.callbacks", "Nonsense", "there is no class Nonsense; allowed: SWAG, TFB"),
+        ("trainer.logger", "Nonsense", "there is no class Nonsense; allowed: the import path of your own"),
+    ],
+)
+@pytest.mark.parametrize("place", ["option", "file"])
+def test_a_class_that_cannot_be_had(
+    place: str, option: str, name: str, part: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    value: object = [{"class_path": name}] if option.endswith("s") else {"class_path": name}
+    for key in reversed(option.split(".")):
+        value = {key: value}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(value))
+    given = [f"--{option}={name}"] if place == "option" else ["-c", str(tmp_path / "c.yaml")]
+    refused(capsys, ["fit", "-c", "quickstart", *given], part)
+
+
+def test_bases_that_others_complete_are_not_offered(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    text = "".join(capsys.readouterr().out.split())
+    assert "bayeslora.BLoBModule" in text
+    assert not [name for name in ("GaussianModule", "VariationalModule", "PosteriorCallback") if name in text]
+
+
 def test_a_run_without_a_length(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     endless = ["--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:02"]
     refused(capsys, arguments("fit", tmp_path / "run", data, *endless), "max_steps", "max_time may end it earlier")

@@ -94,7 +94,8 @@ def test_what_is_in_a_range() -> None:
     assert 5 not in Range(2, 8, step=2)
     assert 4.5 not in Range(2, 8)
     assert 1e-4 in Range(1e-5, 1e-3, log=True)
-    assert True not in Range(0, 1)
+    switch: object = True  # equal to 1, but no number that a user would have meant
+    assert switch not in Range(0, 1)
     assert "4" not in Range(2, 8)
 
 

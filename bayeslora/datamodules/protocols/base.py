@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -62,7 +63,7 @@ class Splits:
     in_order: bool = False
 
 
-class Protocol:
+class Protocol(ABC):
     """The conventions under which a benchmark is trained on and tested; each protocol is a subclass in its own file.
 
     Attributes:
@@ -97,6 +98,7 @@ class Protocol:
     tasks: tuple[str, ...] | None = None
     extensible: ClassVar[bool] = False
 
+    @abstractmethod
     def prompt(self, task: str, question: Question) -> Prompt:
         """The text up to the answer slot.
 
@@ -104,7 +106,6 @@ class Protocol:
             task: Name of the task, for example ``obqa``.
             question: The question.
         """
-        raise NotImplementedError
 
     def labels(self, task: str, question: Question) -> Sequence[str]:
         """The label of each answer, as text; its token is what the model is to predict.
@@ -119,7 +120,7 @@ class Protocol:
         """What a run keeps of it, from which ``get_protocol`` makes the same: its name, or all of it."""
         return self.name
 
-    def refuse_other_orders(self, what: str) -> None:
+    def refuse_other_orders(self, what: str) -> None:  # noqa: B027 - most have nothing to refuse
         """Refuse to show options in other orders where that makes no sense; ``what`` asked for it."""
 
     def ends_with_eos(self, task: str) -> bool:
