@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from bayeslora.cli import main
@@ -26,17 +25,8 @@ from tests.helpers.fake_cells import wait_for_the_end
 from tests.helpers.ray_nodes import two_nodes
 from tools.layout import ROOT
 
+pytestmark = pytest.mark.usefixtures("environment")
 TRAINER = {"max_steps": 4, "accelerator": "cpu", "enable_model_summary": False, "log_every_n_steps": 2}
-
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    """The command puts its process's environment right for good; the tests' comes back."""
-    before, threads = dict(os.environ), torch.get_num_threads()
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,9 @@
 """``bayeslora tune``: trials are runs that predict the validation questions, and only what is left is run."""
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 import bayeslora.commands.tune as tune
@@ -16,17 +13,8 @@ from bayeslora.grid.schedule import End
 from tests.helpers.command_line import refused
 
 pytest.importorskip("optuna", reason="needs Optuna: pip install 'bayeslora[tune]'")
+pytestmark = pytest.mark.usefixtures("environment")
 RATE = "model.init_args.optimisation.learning_rate"
-
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    """The command puts its process's environment right for good; the tests' comes back."""
-    before, threads = dict(os.environ), torch.get_num_threads()
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    torch.set_num_threads(threads)
 
 
 class Here:

@@ -10,9 +10,7 @@ leaves must be what it leaves with the file as it was written, or it must end wi
 from __future__ import annotations
 
 import argparse
-import hashlib
 import random
-import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -20,7 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.cases import CASES, SAVED, on, write_configurations
+from tests.faults.cases import CASES, SAVED, on
+from tests.faults.prepared import Prepared
 from tests.faults.process import Process, import_everything
 
 
@@ -110,7 +109,7 @@ KINDS = {
 }
 
 
-class Damages:
+class Damages(Prepared):
     """Mutations of a kind of file.
 
     Args:
@@ -119,24 +118,20 @@ class Damages:
     """
 
     def __init__(self, kind: Kind, folder: Path) -> None:
-        self.kind, self.folder, self.run = kind, folder, folder / "run"
-        folder.mkdir(parents=True)
-        write_configurations(folder)
-        for arguments in RUNS[kind.of]:
-            assert Process(arguments(folder), folder).wait() == 0, (folder / "log").read_text()
-        self.run.rename(folder / "before")
-        self._reset()
-        self.files = sorted(str(path.relative_to(self.run)) for path in self.run.glob(kind.file) if path.is_file())
-        assert self.files, f"there is no {kind.file}"
+        super().__init__(folder, RUNS[kind.of])
+        self.kind = kind
+        self.reset()
+        self.targets = self.files(kind.file)
+        assert self.targets, f"there is no {kind.file}"
         status, said = self._read()
         assert status == 0, said
         self.whole = self._content()
 
     def outcome(self, number: int, seed: int) -> str:
         """What comes of a mutation: ``refused`` or ``equal``, or else a fault in words."""
-        self._reset()
+        self.reset()
         rng, mutation = random.Random(f"{number} {seed}"), MUTATIONS[number % len(MUTATIONS)]
-        file = self.run / self.files[number % len(self.files)]
+        file = self.run / self.targets[number % len(self.targets)]
         file.write_bytes(mutation(file.read_bytes(), rng))
         status, said = self._read()
         where = f"{mutation.__name__} of {file.relative_to(self.run)}, seed {number} {seed}"
@@ -150,13 +145,12 @@ class Damages:
         named = file.name in lines[0] or (file.parent.name in lines[0] and "damaged" in lines[0])
         return "refused" if named else f"its file is not named: {where}: {lines[0]}"
 
-    def _reset(self) -> None:
-        shutil.rmtree(self.run, ignore_errors=True)
-        shutil.copytree(self.folder / "before", self.run)
-        for pattern in self.kind.result:  # what an earlier reading left is no result of the next
-            for path in self.run.glob(pattern):
-                if path.is_file() and not path.match(self.kind.file):
-                    path.unlink()
+    def reset(self) -> None:
+        """Put the run back, without what a reading leaves: it is no result of the next."""
+        super().reset()
+        for name in self.files(*self.kind.result):
+            if not (self.run / name).match(self.kind.file):
+                (self.run / name).unlink()
 
     def _read(self) -> tuple[int, str]:
         log = self.folder / "log"
@@ -165,8 +159,7 @@ class Damages:
         return status, log.read_text(errors="replace")
 
     def _content(self) -> dict[str, str]:
-        found = {path for pattern in self.kind.result for path in self.run.glob(pattern) if path.is_file()}
-        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+        return {name: self.checksum(name) for name in self.files(*self.kind.result)}
 
 
 def damages(name: str, folder: Path, count: int, seed: int) -> list[str]:
@@ -181,7 +174,7 @@ def damages(name: str, folder: Path, count: int, seed: int) -> list[str]:
     kind = Damages(KINDS[name], folder)
     outcomes = Counter(kind.outcome(number, seed) for number in range(count))
     refused, equal = outcomes.pop("refused", 0), outcomes.pop("equal", 0)
-    print(f"{name}: {count} mutations of {len(kind.files)} files: {refused} refused by name, {equal} without effect")
+    print(f"{name}: {count} mutations of {len(kind.targets)} files: {refused} refused by name, {equal} without effect")
     for fault in outcomes:
         print(f"  {fault}")
     sys.stdout.flush()

@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import os
 import random
-import shutil
 import signal
 import sys
 import tempfile
@@ -23,7 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.faults.cases import CASES, Case, write_configurations
+from tests.faults.cases import CASES, Case
+from tests.faults.prepared import Prepared
 from tests.faults.process import Process, import_everything
 
 _PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "bayeslora", "global_step", "epoch")  # of a checkpoint
@@ -39,7 +39,7 @@ class Trial:
     rubbish: tuple[str, ...]
 
 
-class Trials:
+class Trials(Prepared):
     """Kills of one command.
 
     Args:
@@ -48,16 +48,11 @@ class Trials:
     """
 
     def __init__(self, case: Case, folder: Path) -> None:
-        self.case, self.folder, self.run = case, folder, folder / "run"
-        folder.mkdir(parents=True)
-        write_configurations(folder)
-        for arguments in case.before:
-            self._finish(arguments(folder))
-        if self.run.exists():
-            self.run.rename(folder / "before")
-        self._reset()
+        super().__init__(folder, case.before)
+        self.case = case
+        self.reset()
         begun = time.time()
-        self.count = self._finish(case.command(folder))
+        self.count = self.finish(case.command(folder))
         self.seconds = time.time() - begun
         self.whole = self._content()
 
@@ -70,7 +65,7 @@ class Trials:
         """
         ready = self._checkpoints if late else lambda: True
         while True:
-            self._reset()
+            self.reset()
             moment = rng.uniform(0, self.seconds / 2 if late else self.seconds)
             if Process(self.case.command(self.folder), self.folder).sent_after(moment, ready) < 0:
                 return self._go_on(f"{moment:.2f} s after {'its first checkpoint' if late else 'its start'}")
@@ -78,7 +73,7 @@ class Trials:
     def by_signal(self, rng: random.Random, number: signal.Signals) -> Trial:
         """Ask it to end at a random moment, which it does in order: its status says so, and a line how to go on."""
         while True:
-            self._reset()
+            self.reset()
             (self.folder / "log").unlink()
             moment = rng.uniform(0, self.seconds)
             process = Process(self.case.command(self.folder), self.folder)
@@ -94,7 +89,7 @@ class Trials:
 
     def before_operation(self, number: int) -> Trial:
         """Kill it, or the process of its own that comes to it, before its operation of a number."""
-        self._reset()
+        self.reset()
         process = Process(self.case.command(self.folder), self.folder, at=number)
         status = process.wait()
         assert status != 0, f"operation {number} was never reached: {process.operations()} were done"
@@ -104,7 +99,7 @@ class Trials:
         self._wait_for_orphans()
         saved = self._checkpoints()
         named = [f"--ckpt_path={'last' if 'last' in saved else saved[0]}"] if saved and self.case.asks else []
-        self._finish([*self.case.command(self.folder), *named])
+        self.finish([*self.case.command(self.folder), *named])
         found = self._content()
         differing = sorted(name for name in found.keys() | self.whole.keys() if found.get(name) != self.whole.get(name))
         rubbish = [str(path.relative_to(self.run)) for path in self.run.rglob(".*") if path.suffix in (".tmp", ".old")]
@@ -119,25 +114,12 @@ class Trials:
         if self.case.spawns:
             time.sleep(1)
 
-    def _reset(self) -> None:
-        shutil.rmtree(self.run, ignore_errors=True)
-        if (self.folder / "before").exists():
-            shutil.copytree(self.folder / "before", self.run)
-
-    def _finish(self, args: list[str]) -> int:
-        process = Process(args, self.folder)
-        if status := process.wait():
-            tail = (self.folder / "log").read_text(errors="replace")[-2000:]
-            raise SystemExit(f"{' '.join(args)}: status {status}; the end of {self.folder / 'log'}:\n{tail}")
-        return process.operations()
-
     def _content(self) -> dict[str, str]:
         """Checksums of the results; of a checkpoint those of its parts. A process of its own opens them."""
-        found = {path for pattern in self.case.result for path in self.run.glob(pattern) if path.is_file()}
-        assert found, "it left nothing"
-        names = sorted(str(path.relative_to(self.run)) for path in found)
+        names = self.files(*self.case.result)
+        assert names, "it left nothing"
         plain = [name for name in names if not name.endswith(".ckpt")]
-        content = {name: hashlib.sha256((self.run / name).read_bytes()).hexdigest() for name in plain}
+        content = {name: self.checksum(name) for name in plain}
         for name in sorted({*names} - {*plain}):
             content[name] = _in_a_process(_parts_of_checkpoint, self.run / name)
         return content

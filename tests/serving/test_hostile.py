@@ -92,17 +92,11 @@ def test_values(asked: Asked, body: Any) -> None:
     assert asked.send(body).status_code != 200
 
 
+@pytest.mark.parametrize("one", [NEARLY, SPOILT], ids=["nearly", "spoilt"])
 @FEW
-@given(questions=st.lists(NEARLY, min_size=1, max_size=3))
-def test_nearly_questions(asked: Asked, questions: list[dict]) -> None:
-    found = asked.send({"questions": questions})
-    if found.status_code == 200:
-        asked.right(found, questions)
-
-
-@FEW
-@given(questions=st.lists(SPOILT, min_size=1, max_size=3))
-def test_spoilt_questions(asked: Asked, questions: list[dict]) -> None:
+@given(data=st.data())
+def test_questions(asked: Asked, one: st.SearchStrategy[dict], data: st.DataObject) -> None:
+    questions = data.draw(st.lists(one, min_size=1, max_size=3))
     found = asked.send({"questions": questions})
     if found.status_code == 200:
         asked.right(found, questions)
