@@ -1,4 +1,4 @@
-"""Processes that fit a curvature together: they deal out the batches, add up their sums, see what others found."""
+"""Processes that work on one thing together: they deal out the batches, add up their sums, see what others found."""
 
 from __future__ import annotations
 
