@@ -56,7 +56,7 @@ add_module_names = False
 
 # What the reference names and nobody documents. Everything else that leads nowhere is an error.
 nitpick_ignore_regex = [
-    (r"py:class", r"([\w.]+\.)?[TB]|.*\.Item"),  # variables of types: documented where they are bound
+    (r"py:class", r"([\w.]+\.)?[A-Z]|.*\.Item"),  # variables of types: documented where they are bound
 ]
 
 # Look
