@@ -6,7 +6,6 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayeslora.callbacks import temperature
@@ -15,6 +14,7 @@ from bayeslora.curvature.ranks import Ranks
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.prediction_path import prediction_path
 from bayeslora.types import Predictive
+from tests.helpers.ddp import on_processes
 
 
 def overconfident(n: int = 4000, factor: float = 3.0, members: int = 1) -> tuple[list[Predictive], list[torch.Tensor]]:
@@ -191,23 +191,19 @@ def test_a_temperature_is_found_on_the_questions_of_all_ranks(tmp_path: Path, mo
     assert asked == [2 * len(Foreign().val_dataloader())]
 
 
-def _rank(rank: int, world: int, folder: Path) -> None:
-    """A process's share of 95 questions, and the temperature that it finds."""
-    if world > 1:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    generator = torch.Generator().manual_seed(0)
+def _temperatures(together: bool) -> list[float]:
+    """What each process finds from its share of 95 questions."""
+    if together:
+        torch.distributed.init_process_group("gloo")
+    ranks, generator = Ranks(), torch.Generator().manual_seed(0)
     logits = torch.randn(95, 4, generator=generator, dtype=torch.float64)
     labels = torch.multinomial((logits / 2).softmax(-1), 1, generator=generator).squeeze(-1)
-    mine = slice(rank, None, world)
-    pairs = Ranks().gather((Predictive.from_logits(logits[None, mine]), labels[mine]))
-    assert len(pairs) == world
-    (folder / str(rank)).write_text(repr(fit_temperature(*map(list, zip(*pairs, strict=True)))))
+    mine = slice(ranks.rank, None, ranks.world)
+    pairs = ranks.gather((Predictive.from_logits(logits[None, mine]), labels[mine]))
+    return ranks.gather(fit_temperature(*map(list, zip(*pairs, strict=True))))
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_all_ranks_find_the_temperature_of_one(world: int, tmp_path: Path) -> None:
-    _rank(0, 1, tmp_path)
-    alone = float((tmp_path / "0").read_text())
-    start_processes(_rank, (world, tmp_path), nprocs=world, start_method="fork")
-    found = [float((tmp_path / str(rank)).read_text()) for rank in range(world)]
-    assert found == pytest.approx([alone] * world, rel=1e-9)
+def test_all_ranks_find_the_temperature_of_one(world: int) -> None:
+    (alone,) = _temperatures(together=False)
+    assert on_processes(world, _temperatures, True) == pytest.approx([alone] * world, rel=1e-9)

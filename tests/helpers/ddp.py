@@ -15,11 +15,11 @@ from torch.multiprocessing import start_processes
 def on_processes(count: int, work: Callable[..., Any], *arguments: Any) -> Any:
     """What a function returns in the first of ``count`` processes that all call it with the same arguments.
 
-    To Lightning they are processes that a launcher has started, as ``torchrun`` does.
+    To Lightning and torch they are processes that a launcher has started, as ``torchrun`` does.
 
     Args:
         count: How many; they die with the test, which fails where one of them does.
-        work: Makes trainers with as many ``devices`` on the CPU; gives what ``torch.save`` can write.
+        work: Connects them, as a trainer with as many ``devices`` does; gives what ``torch.save`` can write.
         arguments: Of ``work``.
     """
     with socket.socket() as found:
@@ -27,7 +27,8 @@ def on_processes(count: int, work: Callable[..., Any], *arguments: Any) -> Any:
         port = found.getsockname()[1]
     with TemporaryDirectory() as folder:
         result = Path(folder) / "result.pt"
-        start_processes(_process, (count, port, result, work, arguments), nprocs=count, start_method="fork")
+        how = "spawn" if torch.cuda.is_initialized() else "fork"  # a GPU's context does not outlive a fork
+        start_processes(_process, (count, port, result, work, arguments), nprocs=count, start_method=how)
         return torch.load(result, weights_only=True)
 
 
@@ -36,7 +37,7 @@ def _process(
 ) -> None:
     torch.set_num_threads(1)  # threads of the test's process are not in its fork
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    os.environ |= {"NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+    os.environ |= {"NODE_RANK": "0", "LOCAL_RANK": str(rank), "RANK": str(rank)}
     value = work(*arguments)
     assert distributed.get_world_size() == count
     if rank == 0:
