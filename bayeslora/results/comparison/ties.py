@@ -54,7 +54,7 @@ def best_rows(metric: str, rows: Mapping[str, Sequence[Answers]]) -> set[str]:
     sign = -1 if larger else 1
     names = list(rows)
     best = min(names, key=lambda name: sign * values[name])
-    apart = holm({pair: _p_value(values[pair[0]] - values[pair[1]], errors[pair]) for pair in errors})
+    apart = holm({pair: p_value(values[pair[0]] - values[pair[1]], errors[pair]) for pair in errors})
     return {name for name in names if not {(name, best), (best, name)} & apart}
 
 
@@ -121,8 +121,13 @@ def _gaps(answers: Answers) -> Tensor:
     return result.scatter_(1, index[:, None], (correct.double() - confidence)[:, None])
 
 
-def _p_value(difference: float, error: float) -> float:
-    """Two-sided, of a normal law; rows that are alike in every question are equal."""
+def p_value(difference: float, error: float) -> float:
+    """The two-sided p-value of a difference under a normal law; rows that are alike in every question are equal.
+
+    Args:
+        difference: Of two rows.
+        error: Its standard error.
+    """
     if error == 0:
         return 1.0 if difference == 0 else 0.0
     return float(2 * ndtr(-abs(difference) / error))
