@@ -1,5 +1,6 @@
-"""The encoder's contrasts are paired by question over the seeds that both rows have, and Holm's family is all of them."""
+"""The encoder's contrasts are paired by question, over the seeds that both rows have."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -29,7 +30,8 @@ def test_a_contrast_is_that_of_its_questions(script: ModuleType, tmp_path: Path)
         for seed in seeds:
             logits = scale * clear + torch.randn(60, 4, generator=generator)
             folder = tmp_path / row / f"seed-{seed}"
-            made = dict.fromkeys(script.DATASETS, answers(logits, label))
+            own = replace(answers(logits, label), example_id=[f"q{i}" for i in range(60)])
+            made = dict.fromkeys(script.DATASETS, own)
             write_predictions(PredictionFile(made, row, seed), folder / "test" / "predictions.parquet")
             (folder / "done.json").touch()
             nll[row, seed] = torch.nn.functional.cross_entropy(logits, label, reduction="none").double().numpy()
