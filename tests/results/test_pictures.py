@@ -125,6 +125,22 @@ def test_reliability_of_a_comparison_has_band_and_counts() -> None:
     assert "95 % if calibrated" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
+def test_the_strong_line_of_several_runs_is_of_the_answers_of_all_of_them() -> None:
+    made = comparison(1, 2)
+    panel = comparison_plots.reliability(made).axes[0]
+    faint = [line for line in panel.lines if line.get_alpha() == 0.25]
+    (strong,) = (line for line in panel.lines if line.get_marker() == "o")
+    assert len(faint) == 2
+    answers = [run.datasets["synthetic"] for run in made.runs]
+    confidence, correct = (
+        torch.cat([score(a) for a in answers])
+        for score in (lambda a: a.probs.max(-1).values, lambda a: a.probs.argmax(-1) == a.label)
+    )
+    inside = [(confidence > k / 15) & (confidence <= (k + 1) / 15) for k in range(15)]
+    expected = [float(correct[i].double().mean()) for i in inside if i.sum() >= 10]
+    assert strong.get_ydata() == pytest.approx(expected)
+
+
 PICTURES: dict[str, Callable[[dict[str, Answers]], Figure]] = {
     "reliability": plots.reliability,
     "risk_coverage": plots.risk_coverage,

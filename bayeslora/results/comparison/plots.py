@@ -54,10 +54,11 @@ def save_plots(comparison: Comparison, directory: Path) -> list[Path]:
 
 @mpl.rc_context(STYLE)
 def reliability(comparison: Comparison, n_bins: int = FLOOR_BINS) -> Figure:
-    """Accuracy against confidence on the in-distribution test set, a panel a method and a line a run.
+    """Accuracy against confidence on the in-distribution test set: a panel a method, a line a run.
 
-    The band and the counts below are those of a method's first run: within the band lies the accuracy of a bin with
-    95 % probability if its confidences are true. Bins of fewer than 10 questions are left out of the lines.
+    Where a method has several runs, their lines are faint, and a strong one is of the answers of all of them. The band
+    and the counts below are those of a method's first run: within the band lies the accuracy of a bin with 95 %
+    probability if its confidences are true. Bins of fewer than 10 questions are left out of the lines.
 
     Args:
         comparison: The runs to compare.
@@ -72,10 +73,10 @@ def reliability(comparison: Comparison, n_bins: int = FLOOR_BINS) -> Figure:
         row, column = divmod(place, columns)
         upper, lower = (figure.add_subplot(grid[2 * row + below, column]) for below in (0, 1))
         draw_band(upper, runs[0].datasets[dataset], n_bins, GREY)
-        for run in runs:
-            confidence, accuracy = _bins(run, dataset, n_bins)
-            mark = {"color": line["color"], "marker": "o", "markersize": 2, "clip_on": False}
-            upper.plot(confidence, accuracy, linewidth=0.9, alpha=0.6, **mark)
+        own = {"color": line["color"], "clip_on": False}
+        for run in runs if len(runs) > 1 else []:
+            upper.plot(*_bins([run], dataset, n_bins), linewidth=0.7, alpha=0.25, **own)
+        upper.plot(*_bins(runs, dataset, n_bins), linewidth=1.2, marker="o", markersize=2.5, **own)
         draw_counts(lower, runs[0].datasets[dataset], n_bins)
         ece, floor = (_over(runs, dataset, f"ece_{FLOOR_BINS}{end}")[0] for end in ("", "_floor"))
         title = f"{method} ({len(runs)})\nECE {ece:.3f} (floor {floor:.3f})"
@@ -93,10 +94,14 @@ def _over(runs: list[Run], dataset: str, metric: str) -> tuple[float, float | No
     return over_seeds([run.numbers[dataset, metric] for run in runs])
 
 
-def _bins(run: Run, dataset: str, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
-    answers = run.datasets[dataset]
-    confidence, correct = scores.confidence(answers.probs), scores.correct(answers.probs, answers.label)
-    count, confidence_sum, correct_sum = bin_sums(confidence, correct, bin_index(confidence, n_bins), n_bins).numpy()
+def _bins(runs: list[Run], dataset: str, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean confidence and accuracy of the bins, of the answers of all the runs."""
+    sums = np.zeros((3, n_bins))
+    for run in runs:
+        answers = run.datasets[dataset]
+        confidence, correct = scores.confidence(answers.probs), scores.correct(answers.probs, answers.label)
+        sums += bin_sums(confidence, correct, bin_index(confidence, n_bins), n_bins).numpy()
+    count, confidence_sum, correct_sum = sums
     many = count >= FEW
     return confidence_sum[many] / count[many], correct_sum[many] / count[many]
 
