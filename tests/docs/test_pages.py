@@ -152,6 +152,6 @@ def test_the_advice_rests_on_numbers_of_the_study() -> None:
     study = "".join(NAMES[f"docs/study/{name}.md"].read_text() for name in ("README", "budgets"))
     quoted = [(float(a), float(b)) for row in table for a, b in re.findall(rf"({NUMBER}) ± ({NUMBER})", row)]
     known = {(float(a), float(b)) for a, b in re.findall(rf"({NUMBER}) ±\s?({NUMBER})", study)}
-    assert len(quoted) == 9
+    assert len(quoted) == 19
     for value, half in quoted:
         assert {(value, half), (round(value / 100, 3), round(half / 100, 3))} & known, (value, half)
