@@ -44,6 +44,7 @@ def _plan_line(work: Work) -> type[CommandLine]:
         """Reads what is asked for, and goes no further."""
 
         def before_instantiate_classes(self) -> None:
+            """Take up the run folder and the members; no class is made."""
             work.plan(run_folder(self.config[self.subcommand].trainer), self.members())
             raise _Planned
 

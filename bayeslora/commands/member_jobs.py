@@ -70,6 +70,7 @@ def train_on_engine(
         return False
 
     def changed(job: MemberJob, status: str) -> None:
+        """Say it."""
         console.print(f"member {job.key}: {status}", markup=False, highlight=False)
 
     if jobs:

@@ -39,7 +39,12 @@ class Work:
         self.members_per_pass: int | None = None
 
     def plan(self, root: Path, members: Any) -> MemberStore:
-        """Take up where the ensemble is and which members are asked for; its store. See :meth:`choose`."""
+        """Take up where the ensemble is and which members are asked for; its store.
+
+        Args:
+            root: The ensemble's run folder.
+            members: How many members, or which, the configuration asks for.
+        """
         self.wanted = self.wanted or ids_of(members)
         self.root, self.store = root, self.store or MemberStore(root / FOLDER)
         return self.store

@@ -74,7 +74,12 @@ class JSONL(Benchmark):
         return bool(self._classes)
 
     def parse(self, row: Row, fallback_id: str) -> Question:
-        """A question from a row of any of the schemas."""
+        """A question from a row of any of the schemas.
+
+        Args:
+            row: A line of the file.
+            fallback_id: Its id where the row has none.
+        """
         if self._classes and has_sentences(row):
             return from_sentences(row, self._classes, fallback_id)
         return from_choices(row, fallback_id) if "choices" in row else from_options(row, fallback_id)
