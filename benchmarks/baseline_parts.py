@@ -122,10 +122,12 @@ class Outcome(L.Callback):
 
 
 def mean_nll(found: Sequence[Predictive], labels: Sequence[Tensor]) -> float:
+    """Mean NLL over the questions of all batches, in nats."""
     return torch.cat([p.nll(y) for p, y in zip(found, labels, strict=True)]).mean().item()
 
 
 def trainer_of(callbacks: list[L.Callback], **options: Any) -> L.Trainer:
+    """A trainer that is quiet, on the CPU, with these callbacks."""
     return L.Trainer(
         accelerator="cpu",
         callbacks=callbacks,

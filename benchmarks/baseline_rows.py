@@ -66,6 +66,7 @@ def laplace(mean: str, **options: Any) -> Callable[[Tuned], list[L.Callback]]:
     """Laplace as method/laplace has it, with the precision by validation likelihood."""
 
     def made(tuned: Tuned) -> list[L.Callback]:
+        """The callback; nothing of it is tuned."""
         chosen = {"prior_mean": "initial", "precision": "validation", **options}
         return [Laplace("full", mean=mean, directory=MEMORY, **chosen)]
 

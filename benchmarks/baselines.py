@@ -189,6 +189,7 @@ def tune(out: Path, seeds: Sequence[int]) -> None:
 
 
 def main() -> None:
+    """Run the script: see its first lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--seeds", type=int, default=10)

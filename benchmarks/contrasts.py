@@ -66,6 +66,7 @@ NAMED = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the script: see its first lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="--out of baselines.py")
     options = parser.parse_args(arguments)

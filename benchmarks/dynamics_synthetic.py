@@ -56,6 +56,7 @@ MEANS = {
 
 
 def main() -> None:
+    """Run the script: see its first lines."""
     options = arguments()
     quiet()
     print(machine(), flush=True)
@@ -68,6 +69,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
+    """The options of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -80,6 +82,7 @@ def arguments() -> argparse.Namespace:
 
 
 def result(options: argparse.Namespace, seed: int) -> Path:
+    """The file of a seed's numbers."""
     return options.out / f"seed-{seed}" / "dynamics.json"
 
 

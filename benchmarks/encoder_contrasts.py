@@ -28,6 +28,7 @@ DATASETS = {"obqa": "in distribution", "csqa": "out of it"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the script: see its first lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the grid's folder")
     out = parser.parse_args(arguments).out / "obqa"

@@ -49,6 +49,7 @@ VIEWS = {
 
 
 def main() -> None:
+    """Run the script: see its first lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a model of no interest, to see the script run")
     parser.add_argument("--rounds", type=int, default=2, help="rounds that count, after one to warm up")
@@ -118,6 +119,7 @@ class Stacked:
 
 
 def precision(device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 on a GPU, where models are trained so; float32 elsewhere."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 

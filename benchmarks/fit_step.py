@@ -39,6 +39,7 @@ MEMORY_STEPS = 2
 
 
 def main() -> None:
+    """Run the script: see its first lines."""
     options = arguments()
     quiet()
     if options.peak_of:
@@ -54,6 +55,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
+    """The options of the script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", default=os.environ.get("BAYESLORA_DATA", "../shared/data"))
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one step to warm up")
@@ -85,10 +87,12 @@ def save_random_llama(folder: str, sizes: dict[str, int]) -> None:
 
 
 def our_side(folder: str) -> LoRAModule:
+    """The package's module on the base."""
     return LoRAModule(Backbone(folder), LORA)
 
 
 def plain_side(folder: str, encoded: list[Encoded], steps: int) -> PlainLoop:
+    """The same model in a plain loop of peft."""
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(folder).to(device())
@@ -160,6 +164,7 @@ def dropout(folder: str, options: argparse.Namespace) -> None:
 
 
 def side(folder: str, rate: float) -> AnswerModel:
+    """An answer model with LoRA's dropout at a rate."""
     return load_answer_model(Backbone(folder), replace(LORA, dropout=rate), seed=0)
 
 
@@ -182,6 +187,7 @@ def seconds_of_a_pass(model: AnswerModel, batch: AnswerBatch, draw: int) -> floa
 
 
 def device() -> torch.device:
+    """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

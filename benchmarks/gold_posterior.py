@@ -27,6 +27,7 @@ from bayeslora.files import write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the script: see its first lines."""
     options = parsed(arguments)
     quiet()
     print(machine(), flush=True)
@@ -72,6 +73,7 @@ def methods(setting: Setting, options: argparse.Namespace) -> None:
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=[*PARTS, "table"])
     parser.add_argument("--labels", type=int, default=50)

@@ -46,6 +46,7 @@ class Release(Callback):
 
 
 def main() -> None:
+    """Run the script: see its first lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU where there is no GPU")
     parser.add_argument("--rounds", type=int, help="rounds that count, after one to warm up")
@@ -120,6 +121,7 @@ def questions() -> list[Encoded]:
 
 
 def adapter(dropout: float) -> LoRA:
+    """LoRA as the papers have it on Llama-2-7B."""
     return LoRA(r=8, alpha=16, dropout=dropout, target_modules=["q_proj", "v_proj"])
 
 

@@ -30,6 +30,7 @@ GB = 1e9
 
 
 def main(arguments: Any = None) -> None:
+    """Run the script: see its first lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU where there is no GPU")
     parser.add_argument("--questions", type=int, default=640)
@@ -77,6 +78,7 @@ def measure(structure: str, model: AnswerModel, questions: int, device: torch.de
 
 
 def reset(device: torch.device) -> None:
+    """Forget the GPU's peak of memory."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -90,6 +92,7 @@ def allocated(device: torch.device, most: bool = False) -> int:
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait until the GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 

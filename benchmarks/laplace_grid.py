@@ -103,6 +103,7 @@ def temperature_of(fit: Fit) -> float:
 
 
 def main() -> None:
+    """Run the script: see its first lines."""
     options = arguments()
     quiet()
     print(machine(), flush=True)
@@ -192,6 +193,7 @@ def results(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def arguments() -> argparse.Namespace:
+    """The options of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)

@@ -52,6 +52,7 @@ BATCH = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the script: see its first lines."""
     options = parsed(arguments)
     quiet()
     if options.peak_of:
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("peers", "memory", "predict"))
     parser.add_argument("--small", action="store_true", help="a model of no interest, to see the script run")
@@ -132,6 +134,7 @@ def fit(structure: str, model: AnswerModel, batches: Sequence[AnswerBatch], shar
 
 
 def seconds_of(action: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of processor time that an action takes, and what it returns."""
     began = time.process_time()
     result = action()
     return time.process_time() - began, result
@@ -178,10 +181,12 @@ def sides(
     """Every contestant: a function that fits and gives back one that predicts."""
 
     def ours(structure: str) -> Callable[[AnswerBatch], Tensor]:
+        """This package's fit."""
         posterior = fit(structure, model, batches)
         return lambda batch: probabilities(model, batch, posterior)
 
     def theirs(structure: str) -> Callable[[AnswerBatch], Tensor]:
+        """The peer's fit."""
         posterior = laplace_peer.fit(structure, model, batches, PRECISION)
         return lambda batch: laplace_peer.predict(posterior, batch)
 
@@ -240,11 +245,13 @@ def predictions(
 
 
 def probabilities(model: AnswerModel, batch: AnswerBatch, posterior: GaussianPosterior) -> Tensor:
+    """Answer probabilities ``[B, C]`` of the linearised model."""
     return linearised_predictive(model, batch, posterior).probs
 
 
 @torch.no_grad()
 def forward(model: AnswerModel, batch: AnswerBatch) -> Tensor:
+    """Answer probabilities ``[B, C]`` of the network itself."""
     return Predictive.from_logits(model(batch).logits[None]).probs
 
 

@@ -69,6 +69,7 @@ def row(task: str) -> str:
 
 
 def main() -> None:
+    """Run the script: see its first lines."""
     two, four = (working_bytes(options) / GB for options in (2, 4))
     print(f"P = {P}; base, activations and a batch's Jacobian: {two:.1f} GB for C = 2, {four:.1f} for C = 4")
     kronecker, diagonal = kronecker_bytes() / GB, 8 * P / GB

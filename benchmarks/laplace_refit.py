@@ -33,6 +33,7 @@ STEPS = 60  # of training, so that the weights say something about the questions
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the script: see its first lines."""
     options = parsed(arguments)
     quiet()
     if options.side:
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=640)
     parser.add_argument("--rounds", type=int, default=2)

@@ -107,6 +107,7 @@ class Posteriors(L.Callback):
 
 
 def main() -> None:
+    """Run the script: see its first lines."""
     options = arguments()
     quiet()
     print(machine(), flush=True)
@@ -160,6 +161,7 @@ def numbers(file: Path) -> dict[str, float]:
 
 
 def arguments() -> argparse.Namespace:
+    """The options of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS)

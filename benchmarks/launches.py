@@ -185,6 +185,7 @@ def on(base: nn.Module) -> Iterator[None]:
     """Modules are made around this base."""
 
     def load(backbone: Backbone, lora: LoRA, seed: int, *_: Any, **__: Any) -> Any:
+        """The base that is there, in the place of one from disk."""
         return wrap(base, backbone, lora, 0)
 
     with patch.object(multiple_choice, "load_answer_model", load):
@@ -237,6 +238,7 @@ def a_layer(count: Callable[[int], Counts]) -> Counts:
 
 
 def main() -> None:
+    """Run the script: see its first lines."""
     quiet()
     print(machine())
     print("on the pretend GPU\n" if PRETEND else "on the CPU: there is no compiler for the pretend GPU\n")

@@ -141,6 +141,7 @@ def card(needed: float) -> str:
 
 
 def main() -> None:
+    """Run the script: see its first lines."""
     print("| public figure | theirs, GB | ours, GB | ours / theirs |\n|---|---|---|---|")
     for one in published():
         print(f"| {one.source} | {one.theirs / GB:.2f} | {one.ours / GB:.2f} | {one.ours / one.theirs:.2f} |")

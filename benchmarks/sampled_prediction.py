@@ -70,6 +70,7 @@ class Diagonal:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the script: see its first lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="rounds, after one at the smallest batch to warm up")
     parser.add_argument("--tokens", type=int, default=64, help="length of a prompt")
@@ -100,6 +101,7 @@ def models(device: torch.device, small: bool) -> Iterator[tuple[str, AnswerModel
 
 
 def on_gpu(device: torch.device, small: bool) -> Iterator[tuple[str, AnswerModel]]:
+    """A 4-bit Llama of 7 billion random parameters."""
     from gpu_7b import SIZES as LARGE
     from gpu_7b import nf4_llama
 
@@ -108,6 +110,7 @@ def on_gpu(device: torch.device, small: bool) -> Iterator[tuple[str, AnswerModel
 
 
 def on_cpu(small: bool) -> Iterator[tuple[str, AnswerModel]]:
+    """A small random Llama, in float32 and quantised."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -173,16 +176,19 @@ def contestants(model: AnswerModel, four: AnswerBatch, two: AnswerBatch) -> Cont
 
 @torch.no_grad()
 def forward(model: AnswerModel, batch: AnswerBatch) -> Predictive:
+    """One forward pass at the mean."""
     return Predictive.from_logits(model(batch).logits[None])
 
 
 @torch.no_grad()
 def fanned_out(model: AnswerModel, batch: AnswerBatch, samples: Samples) -> Predictive:
+    """All samples in one pass."""
     return Predictive.from_logits(model(batch, samples).logits)
 
 
 @torch.no_grad()
 def one_after_another(model: AnswerModel, batch: AnswerBatch, samples: Samples) -> Predictive:
+    """The weights of each sample written in their place, a pass each."""
     parameters, logits = model.trainable(), []
     own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     for index in range(len(samples)):
@@ -193,6 +199,7 @@ def one_after_another(model: AnswerModel, batch: AnswerBatch, samples: Samples) 
 
 
 def fill(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Write values into parameters."""
     for name, value in values.items():
         parameters[name].copy_(value)
 

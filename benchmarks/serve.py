@@ -45,6 +45,7 @@ class Server:
         waited = [0.0] * len(questions)
 
         def caller(first: int) -> None:
+            """Ask every so many-th question, and note how long each answer took."""
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
             for place in range(first, len(questions), callers):
                 began = time.perf_counter()
@@ -66,6 +67,7 @@ class Server:
 
 
 def main() -> None:
+    """Run the script: see its first lines."""
     options = arguments()
     quiet()
     print(machine())
@@ -114,6 +116,7 @@ def loop(predictor: Predictor, asked: list[Any]) -> float:
 
 
 def arguments() -> argparse.Namespace:
+    """The options of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="a run on the embedded base that was tested")
     parser.add_argument("--callers", type=int, default=200)

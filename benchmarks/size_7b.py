@@ -54,6 +54,7 @@ Tasks = dict[str, Callable[[], Any]]
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run the script: see its first lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--forward", action="store_true", help="all 32 layers: what is a forward pass alone")
@@ -137,6 +138,7 @@ def steps(base: nn.Module, tokens: int) -> Tasks:
     }
 
     def step(kind: type[MultipleChoiceModule], options: dict[str, Any]) -> None:
+        """A training step of a method."""
         module = module_of(kind, base, **options)
         train(module, 1, CPU, [], train_dataloaders=loader_of(questions(tokens), 1))  # type: ignore[arg-type]
 
@@ -156,15 +158,18 @@ def passes(base: nn.Module, tokens: int) -> Tasks:
     moments = Moments(Layout.of(parameters), RANK)
 
     def snapshots() -> None:
+        """Two snapshots of SWAG."""
         for _ in range(2):
             moments.update(parameters)
 
     def sampled() -> None:
+        """Ten sets of weights, drawn and predicted with in one pass."""
         bank = moments.posterior("full", 0.5, "kmax").sample(SAMPLES, torch.Generator().manual_seed(0))
         with torch.no_grad():
             module.answers(batch, Samples(bank))
 
     def forward() -> None:
+        """One forward pass."""
         with torch.no_grad():
             module.answers(batch, None)
 
@@ -217,6 +222,7 @@ def kept(frozen: set[int]) -> Iterator[dict[int, int]]:
     alive: list[Tensor] = []  # so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
+        """Count a tensor that autograd keeps, once a storage."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in frozen:
             sizes[storage.data_ptr()] = storage.nbytes()

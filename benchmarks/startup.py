@@ -36,6 +36,7 @@ def cpu_seconds(command: list[str]) -> float:
 
 
 def main() -> None:
+    """Run the script: see its first lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5, help="how often each command is run, after one run to warm up")
     runs = parser.parse_args().runs

@@ -31,6 +31,7 @@ def modules() -> dict[str, Callable[[], tuple[Any, list[Any]]]]:
     base: dict[str, Any] = {"backbone": Backbone("embedded"), "seed": 0}
 
     def own(kind: Any, *callbacks: Any, **options: Any) -> Callable[[], tuple[Any, list[Any]]]:
+        """How a method's module and callbacks are made."""
         return lambda: (kind(**base, lora=LoRA(r=2, dropout=0.1), **options), list(callbacks))
 
     return {
@@ -68,6 +69,7 @@ def train(method: str, steps: int) -> list[int]:
             self.found: list[int] = []
 
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            """Read the process's memory at even distances."""
             if trainer.global_step >= (len(self.found) + 1) * steps / READINGS:
                 self.found.append(resident())
 

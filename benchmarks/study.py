@@ -74,6 +74,7 @@ ROWS = {
 
 
 def main() -> None:
+    """Run the script: see its first lines."""
     options = arguments()
     quiet()
     print(machine(), flush=True)
@@ -89,6 +90,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
+    """The options of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
@@ -174,6 +176,7 @@ def epochs(labels: int, steps: int) -> int:
 
 
 def overlays(names: Sequence[str]) -> list[str]:
+    """The options that put methods' configurations on top."""
     return [f"--config={CONFIGS / 'method' / name}.yaml" for name in names]
 
 

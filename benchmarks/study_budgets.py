@@ -40,6 +40,7 @@ PANELS = {"NLL* in distribution, nats": (IN, "expected_nll"), "rank correlation 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the script: see its first lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="+", type=Path, help="--out of study.py, a folder a budget")
     parser.add_argument("--rows", nargs="+", required=True, help="the first is what the others are compared with")

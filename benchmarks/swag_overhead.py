@@ -81,6 +81,7 @@ def now() -> float:
 
 
 def main() -> None:
+    """Run the script: see its first lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8, help="rounds that count, after one to warm up")
     parser.add_argument("--steps", type=int, default=3, help="optimiser steps of a round")

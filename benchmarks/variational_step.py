@@ -60,6 +60,7 @@ class Watch(Callback):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the script: see its first lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], help="questions in a batch")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one to warm up")
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def llama(small: bool) -> nn.Module:
+    """A random Llama."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -152,6 +154,7 @@ def clock_of(device: torch.device) -> Clock:
         return time.process_time
 
     def finished() -> float:
+        """The time when the GPU has done what it was given."""
         torch.cuda.synchronize()
         return time.perf_counter()
 

@@ -26,6 +26,7 @@ LEARNING_RATE = 5e-4  # the quickstart's, of the means
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the script: see its first lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("options", nargs="+", type=json.loads, help="arguments of the module, a JSON object")

@@ -29,8 +29,9 @@ def add_engine_options(parser: argparse.ArgumentParser, default: str | None = "l
         parser: The command's parser.
         default: The engine where none is chosen; None where the command then does the work itself.
     """
+    without = default or "none: this process"
     parser.add_argument(
-        "--engine", default=default, choices=_ENGINES, help=f"processes on this machine, on Ray or on SLURM ({default})"
+        "--engine", default=default, choices=_ENGINES, help=f"processes on this machine, on Ray or on SLURM ({without})"
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="most processes at a time (local: 1; else no limit)")
     parser.add_argument("--address", help="ray: a cluster's address, auto, or local for a new one (local)")

@@ -214,6 +214,7 @@ def _arriving(layer: Any) -> Iterator[dict[str, Any]]:
     found: dict[str, Any] = {}
 
     def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note what the layer is called with."""
         found["hidden"] = args[0] if args else kwargs["hidden_states"]
         found["rotation"] = kwargs["position_embeddings"]
 

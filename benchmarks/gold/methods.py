@@ -50,6 +50,7 @@ class Method:
 
 
 def laplace(*options: str, prior: str) -> Method:
+    """Laplace around the maximum likelihood run, with these options."""
     return Method(
         ("mle", "laplace"), tuple(f"--trainer.callbacks.{o}" for o in options), prior, trained="mle", posterior=None
     )

@@ -79,6 +79,7 @@ def distance_table(found: Found, name: str) -> str:
 
 
 def mean(seeds: Sequence[Mapping[str, Any]], name: str, column: str) -> float:
+    """A column's mean over seeds."""
     return over_seeds([one[name][column] for one in seeds])[0]
 
 

@@ -12,14 +12,8 @@ from bayeslora.posteriors.state import load_posterior
 from tests.helpers.command_line import refused
 from tests.helpers.ensembles import arguments, difference, weights
 from tests.helpers.ray_nodes import two_nodes
-from tests.helpers.runs import questions
 from tests.helpers.slurm import slurm_in
 from tools.layout import ROOT
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return questions(tmp_path_factory.mktemp("ensemble_engines") / "data")
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,10 @@ def _run(engine: RayEngine, cells: list[Cell], needs: dict[Cell, Cell] | None = 
 
 
 @pytest.mark.slow
-def test_cells_run_in_their_order_and_one_that_fails_leaves_the_others_alone(cluster: Any, tmp_path: Path) -> None:
+def test_cells_run_in_their_order_and_one_that_fails_leaves_the_others_alone(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the nodes were started elsewhere
     names = ("killed", "exits", "wrong", "after_wrong", "good", "after_good")
     killed, exits, wrong, after_wrong, good, after_good = cells = [fake_cell(tmp_path, name) for name in names]
     engine = RayEngine(cluster.address, None, 2, 0, command(tmp_path))
@@ -47,7 +50,7 @@ def test_cells_run_in_their_order_and_one_that_fails_leaves_the_others_alone(clu
     assert told.index(("good", "done")) < told.index(("after_good", "running"))
     for entry in started(tmp_path):
         assert (entry[DEVICES], entry["OMP_NUM_THREADS"]) == ("", "2")
-        assert entry["directory"] == str(Path.cwd())  # where relative paths begin, whatever node it is
+        assert entry["directory"] == str(tmp_path)  # where relative paths begin, whatever node it is
 
 
 @pytest.mark.slow
