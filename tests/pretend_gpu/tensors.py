@@ -194,9 +194,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return out.clone() if cuda and any(out is value for value in plain) else out
     wrapped = tree_map_only(Tensor, _wrapped, out)
     if any(isinstance(value, CudaTensor) for value in tree_flatten(args)[0]):
-        with suppress(
-            RuntimeError, AssertionError, NotImplementedError
-        ):  # torch refuses those whose schema names no alias
+        # torch refuses operations whose schema names no alias, each kind by another error: their result is a new tensor
+        with suppress(RuntimeError, AssertionError, NotImplementedError):
             return return_and_correct_aliasing(func, args, kwargs, wrapped)
     return wrapped
 
