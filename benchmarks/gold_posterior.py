@@ -1,4 +1,4 @@
-"""How far predictions are from those of the true posterior: last layer, LoRA on q and v, Hamiltonian Monte Carlo.
+"""How far predictions are from the true posterior's, by Hamiltonian Monte Carlo: LoRA on q and v of the last layer.
 
     OMP_NUM_THREADS=1 python benchmarks/gold_posterior.py gold --labels 50 --seeds 0 1 2 --out runs/gold
     OMP_NUM_THREADS=1 python benchmarks/gold_posterior.py methods --labels 50 --seeds 0 1 2 --out runs/gold
@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
     quiet()
     print(machine(), flush=True)
-    settings = [Setting(options.labels, options.rank, options.sampled, seed) for seed in options.seeds]
+    asked = {"labels": options.labels, "rank": options.rank, "sampled": options.sampled, "layers": options.layers}
+    settings = [Setting(**asked, seed=seed) for seed in options.seeds]
     settings = [small(one) for one in settings] if options.small else settings
     if options.part == "table":
         print(report(options.out, settings))
@@ -79,6 +80,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--labels", type=int, default=50)
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--sampled", choices=("AB", "B"), default="AB")
+    parser.add_argument("--layers", type=int, choices=(1, 2), default=1, help="with adapters, from the last")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--draws", type=int, default=chains.DRAWS, help="of each chain, after the warm-up")
     parser.add_argument("--rows", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="ROW")

@@ -10,6 +10,7 @@ import torch
 from gold import hmc
 from gold.convergence import Diagnostics, diagnostics
 from gold.distance import Scores, distances, mixed
+from gold.network import Network, products
 from gold.posterior import Target, trained
 from gold.setting import Problem, Setting
 from torch import Tensor
@@ -37,7 +38,7 @@ def make(setting: Setting, given: Problem, folder: Path, warm_up: int = WARM_UP,
     start = starts(setting, given, stream)
     chains = hmc.sample(given.target, start, draws, warm_up, stream, step_size=0.1)
     with torch.no_grad():
-        members = {name: predicted(given.target, one.layer, chains.draws) for name, one in given.tests.items()}
+        members = {name: predicted(given.target, one.network, chains.draws) for name, one in given.tests.items()}
         quantities = measured(given.target, chains, members)
     found = {name: diagnostics(values) for name, values in quantities.items()}
     whole = Diagnostics.joined(one for name, one in found.items() if name != "log density").summary
@@ -73,9 +74,9 @@ def starts(setting: Setting, given: Problem, stream: torch.Generator) -> Tensor:
     return torch.cat([adapters, prior])
 
 
-def predicted(target: Target, layer: Any, draws: Tensor) -> Tensor:
-    """Probabilities ``[K, N, Q, C]`` of the questions in ``layer`` under draws ``[K, N, P]``."""
-    parts = [layer.logits(target.adapters(part)).softmax(-1) for part in draws.flatten(0, 1).split(64)]
+def predicted(target: Target, network: Network, draws: Tensor) -> Tensor:
+    """Probabilities ``[K, N, Q, C]`` of the questions of ``network`` under draws ``[K, N, P]``."""
+    parts = [network.logits(target.weights(part)).softmax(-1) for part in draws.flatten(0, 1).split(64)]
     return torch.cat(parts).unflatten(0, draws.shape[:2])
 
 
@@ -83,12 +84,12 @@ def measured(target: Target, chains: hmc.Chains, members: dict[str, Tensor]) -> 
     """What must agree between chains ``[K, N, .]``: probabilities, log-odds, entries of BA, and the log density."""
     probs = torch.cat(list(members.values()), 2)
     logs = probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
-    products = target.adapters(chains.draws.flatten(0, 1)).products.flatten(1)
-    picked = torch.randperm(products.shape[1], generator=generator("entries"))[:ENTRIES]
+    entries = products(target.weights(chains.draws.flatten(0, 1))).flatten(1)
+    picked = torch.randperm(entries.shape[1], generator=generator("entries"))[:ENTRIES]
     return {
         "probabilities": probs.flatten(2),
         "log-odds": (logs[..., 1:] - logs[..., :1]).flatten(2),
-        "entries of BA": products[:, picked].unflatten(0, chains.draws.shape[:2]),
+        "entries of BA": entries[:, picked].unflatten(0, chains.draws.shape[:2]),
         "log density": chains.log_density[..., None],
     }
 

@@ -8,17 +8,18 @@ positions but the last are the same whatever the weights. What is left of questi
 
 with the normed inputs x_t of the layer, rotated keys k_t, the rotation R of the last position, heads h and the rows U
 of the output embedding that belong to the options. It equals the package's own forward pass (a test says so) at a small
-part of its price.
+part of the price of :class:`gold.network.WholeModel`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from gold.network import Network, Weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,18 +46,13 @@ class Adapters:
     v_up: Tensor
 
     @classmethod
-    def from_names(cls, weights: Mapping[str, Tensor]) -> Adapters:
+    def from_names(cls, weights: Weights) -> Adapters:
         """From parameters by their names in the model, ``[S, *shape]`` each."""
         return cls(*(next(w for name, w in weights.items() if factor in name) for factor in FACTORS))
 
-    @property
-    def products(self) -> Tensor:
-        """``B A`` of query and value ``[S, 2, D, D]``, which is all that predictions depend on."""
-        return torch.stack([self.q_up @ self.q_down, self.v_up @ self.v_down], 1)
-
 
 @dataclass(frozen=True)
-class LastLayer:
+class LastLayer(Network):
     """The frozen part of the layer and what reaches it from N questions.
 
     Attributes:
@@ -97,9 +93,9 @@ class LastLayer:
     label: Tensor
     scaling: float
 
-    def logits(self, adapters: Adapters) -> Tensor:
+    def logits(self, weights: Weights) -> Tensor:
         """Answer logits ``[S, N, C]``; minus infinity at absent options."""
-        hidden = self.residual + self.attention(adapters)
+        hidden = self.residual + self.attention(Adapters.from_names(weights))
         normed = _norm(hidden, self.norms[0], self.eps)
         gate, up, down = self.mlp
         hidden = hidden + (F.silu(normed @ gate.T) * (normed @ up.T)) @ down.T
@@ -122,11 +118,6 @@ class LastLayer:
         up = self.out @ adapters.v_up.view(draws, heads, width, -1)  # [S, H, D, r]
         down = torch.einsum("snhd,srd->snhr", mixed, adapters.v_down)
         return frozen + self.scaling * torch.einsum("snhr,shdr->snd", down, up)
-
-    def log_likelihood(self, adapters: Adapters) -> Tensor:
-        """Sum over the questions of the log-probability of the right option ``[S]``."""
-        chosen = self.logits(adapters).log_softmax(-1)
-        return chosen.gather(-1, self.label.expand(len(chosen), -1)[..., None]).sum((1, 2))
 
 
 def _norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 from gold.distance import mixed
-from gold.last_layer import Adapters
-from gold.setting import PRIOR_STD, SCALING, SHIFTED, SITES, Problem, Setting
+from gold.setting import PRIOR_STD, SCALING, SHIFTED, Problem, Setting
 from study import configuration, keep, overlays, run
 from torch import Tensor
 
@@ -124,7 +123,7 @@ def options_of(method: Method, setting: Setting) -> list[str]:
         *overlays(method.overlays),
         f"--model.lora.r={setting.rank}",
         f"--model.lora.alpha={SCALING * setting.rank}",
-        f"--model.lora.target_modules=[{','.join(SITES)}]",
+        f"--model.lora.target_modules=[{','.join(setting.sites)}]",
         f"--model.optimisation.learning_rate={LEARNING_RATE}",
         *([f"--model.optimisation.weight_decay={decay}"] if "ivon" in method.overlays else []),
         *method.options,
@@ -138,9 +137,9 @@ def training_questions(labels: int) -> int:
 
 def sampled(draws: Mapping[str, Tensor], given: Problem) -> dict[str, Prediction]:
     """What draws of weights, name to ``[S, *shape]``, predict together."""
-    adapters = Adapters.from_names({name: value.double() for name, value in draws.items()})
+    weights = {name: value.double() for name, value in draws.items()}
     with torch.no_grad():
-        return {name: mixed(one.layer.logits(adapters).softmax(-1)) for name, one in given.tests.items()}
+        return {name: mixed(one.network.logits(weights).softmax(-1)) for name, one in given.tests.items()}
 
 
 def tested(folder: Path, given: Problem) -> dict[str, Prediction]:

@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from gold.last_layer import LastLayer, cache, widen
+from gold.last_layer import cache, widen
+from gold.network import Network, WholeModel
 from gold.posterior import Target
 from torch import Tensor
 
 from bayeslora.datamodules.synthetic import SyntheticDataModule
 from bayeslora.models.answer_model import AnswerModel
 from bayeslora.models.loading import Backbone, LoRA, load_answer_model
+from bayeslora.types import AnswerBatch
 
-SITES = ("layers.1.self_attn.q_proj", "layers.1.self_attn.v_proj")
+LAYERS = 2  # of the embedded base
 SCALING = 2  # alpha / r, the quickstart's
 PRIOR_STD = 0.3
 SHIFTED = "synthetic:shifted"
@@ -33,6 +35,7 @@ class Setting:
         seed: Draws the questions, LoRA's initial weights and the chains.
         questions: Of each test set.
         steps: Optimiser steps of the methods' trainings.
+        layers: How many of the model's layers, from the last, have adapters.
     """
 
     labels: int = 50
@@ -41,11 +44,19 @@ class Setting:
     seed: int = 0
     questions: int = 100
     steps: int = 300
+    layers: int = 1
 
     @property
     def folder(self) -> Path:
         """Where its results are, below the folder of the study."""
-        return Path(f"labels-{self.labels}-r{self.rank}-{self.sampled}") / f"seed-{self.seed}"
+        end = "" if self.layers == 1 else f"-layers-{self.layers}"
+        return Path(f"labels-{self.labels}-r{self.rank}-{self.sampled}{end}") / f"seed-{self.seed}"
+
+    @property
+    def sites(self) -> list[str]:
+        """The adapted projections."""
+        layers = range(LAYERS - self.layers, LAYERS)
+        return [f"layers.{layer}.self_attn.{name}" for layer in layers for name in ("q_proj", "v_proj")]
 
     @property
     def prior_std(self) -> float:
@@ -58,11 +69,11 @@ class Questions:
     """A test set.
 
     Attributes:
-        layer: The last layer, with what reaches it from the questions.
+        network: What its questions go through.
         true_probs: The true answer probabilities ``[N, C]``.
     """
 
-    layer: LastLayer
+    network: Network
     true_probs: Tensor
 
 
@@ -95,18 +106,24 @@ def problem(setting: Setting) -> Problem:
     )
     data.setup("fit")
     data.setup("test")
-    lora = LoRA(r=setting.rank, alpha=SCALING * setting.rank, target_modules=list(SITES))
+    lora = LoRA(r=setting.rank, alpha=SCALING * setting.rank, target_modules=setting.sites)
     model = widen(load_answer_model(Backbone("embedded"), lora, setting.seed))
     initial = {name: value.detach().clone() for name, value in model.trainable().items()}
-    target = Target(cache(model, list(data.train_eval_dataloader())), initial, setting.prior_std, setting.sampled)
+    (batch,) = data.train_eval_dataloader()
+    target = Target(network(setting, model, batch), initial, setting.prior_std, setting.sampled)
     tests = {}
     for name, loader in zip(data.test_names, data.test_dataloader(), strict=True):
         (batch,) = loader
         order = batch.example_id.argsort()  # a loader's order is by length
         batch = batch.map(lambda tensor, order=order: tensor[order])
         truth = torch.tensor([one.true_probs for one in data.questions(name)], dtype=torch.float64)
-        tests[name] = Questions(cache(model, [batch]), truth)
+        tests[name] = Questions(network(setting, model, batch), truth)
     return Problem(model, target, tests, data.fingerprint)
+
+
+def network(setting: Setting, model: AnswerModel, batch: AnswerBatch) -> Network:
+    """What a batch goes through: the last layer alone where no other has adapters."""
+    return cache(model, [batch]) if setting.layers == 1 else WholeModel(model, batch)
 
 
 def small(setting: Setting) -> Setting:

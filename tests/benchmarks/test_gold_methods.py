@@ -66,6 +66,17 @@ def test_rows_have_priors_of_the_golds_size() -> None:
     assert "max_epochs=100" in named["mle"]  # of three steps each
 
 
+def test_both_layers_can_have_adapters(tmp_path: Path) -> None:
+    pytest.importorskip("arviz")
+    import gold_posterior
+
+    for part in ("gold", "methods"):
+        gold_posterior.main([part, "--small", "--layers", "2", "--seeds", "0", "--out", str(tmp_path), "--rows", "mle"])
+    folder = tmp_path / "labels-10-r1-AB-layers-2" / "seed-0"
+    assert json.loads((folder / "gold.json").read_text())["weights"] == 1024
+    assert (folder / "scores" / "mle.json").exists()
+
+
 def test_commands_leave_gold_scores_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("arviz")
     import gold_posterior
