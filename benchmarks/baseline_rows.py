@@ -62,6 +62,11 @@ def swag(tuned: Tuned, samples: int | None = None) -> list[L.Callback]:
     return [SWAG(HALF, schedule=kind, start_from_best=True, samples=samples, scale=tuned["swag"])]
 
 
+def swag_last(tuned: Tuned) -> list[L.Callback]:
+    """SWAG as method/swag has it, from the middle of a training that nothing stops."""
+    return [SWAG(0.5, schedule=Schedule("constant"), scale=tuned["swag_last"])]
+
+
 def laplace(mean: str, **options: Any) -> Callable[[Tuned], list[L.Callback]]:
     """Laplace as method/laplace has it, with the precision by validation likelihood."""
 
@@ -81,8 +86,11 @@ TRAININGS = {
     "weight_decay": Training(options=lambda t: {"optimisation": {"weight_decay": t["weight_decay"]}}, stopped=True),
     "map": Training(("map",), lambda tuned: {"prior_std": tuned["map"]}, stopped=True),
     "mc_dropout": Training(("mc_dropout",), lambda tuned: {"lora": {"dropout": tuned["mc_dropout"]}}, stopped=True),
+    "map_last": Training(("map",), lambda tuned: {"prior_std": tuned["map_last"]}),
     "swag": Training(callbacks=swag, stop_after=CYCLE),
+    "swag_last": Training(callbacks=swag_last),
     "ensemble": Training(("ensemble",), lambda tuned: {"patience": PATIENCE}),
+    "ensemble_last": Training(("ensemble",)),
     "multiswag": Training(("ensemble",), callbacks=swag, stop_after=CYCLE),
     **{name: Training((name,)) for name in ("blob", "c_lora", "scalabl", "ivon")},
     "c_lora_fe": Training(("c_lora", "c_lora_fe")),
@@ -107,12 +115,22 @@ ROWS = {
     "c_lora_fe": Row("c_lora_fe"),
     "scalabl": Row("scalabl"),
     "ivon": Row("ivon"),
+    "map_last": Row("map_last"),
+    "swag_last": Row("swag_last", callbacks=swag_last),
+    "laplace_last": Row("mle", callbacks=laplace("trained")),
+    "laplace_refit_last": Row("mle", callbacks=laplace("refit")),
+    "tfb_last": Row("mle", callbacks=lambda tuned: [TFB(tolerance=tuned["tfb_last"])]),
+    "ensemble_last": Row("ensemble_last"),
 }
-TRIALS = {  # of a row's hyper-parameter: decay, standard deviation, rate, scale, tolerance
+# Of one hyper-parameter each: decay, standard deviation, rate, scale, tolerance; around the last weights likewise.
+TRIALS = {
     "weight_decay": (1.0, 4.0, 16.0),
     "map": (0.1, 0.2, 0.4),
     "mc_dropout": (0.1, 0.2, 0.4),
     "swag": (0.5, 8.0, 128.0),
     "tfb": (0.003, 0.1, 1.5),
+    "map_last": (0.1, 0.2, 0.4),
+    "swag_last": (0.5, 8.0, 128.0),
+    "tfb_last": (0.003, 0.1, 1.5),
 }
-AFTER_TRAINING = ("swag", "tfb")  # whose trials share one training
+AFTER_TRAINING = ("swag", "tfb", "swag_last", "tfb_last")  # whose trials share one training

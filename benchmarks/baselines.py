@@ -171,8 +171,10 @@ def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 def tune(out: Path, seeds: Sequence[int]) -> None:
     """The value of least mean validation NLL of every hyper-parameter, into ``tuned.json``; no test set is made."""
-    chosen: Tuned = {}
-    for name, trials in TRIALS.items():
+    file = out / "tuned.json"
+    chosen: Tuned = json.loads(file.read_text()) if file.exists() else {}
+    for name in [name for name in TRIALS if name not in chosen]:
+        trials = TRIALS[name]
         found = {}
         for value in trials:
             shared = out / "tuning" / (name if name in AFTER_TRAINING else f"{name}-{value}")
@@ -185,7 +187,7 @@ def tune(out: Path, seeds: Sequence[int]) -> None:
             found[value] = sum(rows) / len(rows)
             print(f"{name} {value}: validation NLL {found[value]:.4f}", flush=True)
         chosen[name] = min(found, key=lambda value: found[value])
-        (out / "tuned.json").write_text(json.dumps(chosen))
+        file.write_text(json.dumps(chosen))
 
 
 def main() -> None:

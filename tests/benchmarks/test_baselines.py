@@ -77,8 +77,26 @@ def test_every_row_is_made_of_shipped_configurations(baselines: ModuleType, tmp_
         assert module.optimisation.learning_rate == (0.5 if name == "ivon" else 5e-4)
         assert row.callbacks(tuned) is not None
     assert study.module(baselines.TRAININGS["map"]).prior_std == tuned["map"]
+    assert study.module(baselines.TRAININGS["map_last"]).prior_std == tuned["map_last"]
     assert study.module(baselines.TRAININGS["mc_dropout"]).lora.dropout == tuned["mc_dropout"]
     assert study.module(baselines.TRAININGS["mc_dropout"]).lora.r == 8  # the rest of the mapping stays
+
+
+def test_what_is_tuned_stays_and_the_rest_is_tuned(
+    baselines: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(baselines, "TRIALS", {"map_last": (0.1, 0.4), "tfb_last": (0.003, 1.5)})
+    (tmp_path / "tuned.json").write_text(json.dumps({"map_last": 0.7}))
+    baselines.tune(tmp_path, [100])
+    tuned = json.loads((tmp_path / "tuned.json").read_text())
+    assert tuned["map_last"] == 0.7
+    tried = {float(line.split()[1][:-1]): float(line.split()[-1]) for line in _lines(capsys, "tfb_last ")}
+    assert tried.keys() == {0.003, 1.5}
+    assert tuned["tfb_last"] == min(tried, key=lambda value: tried[value])
+
+
+def _lines(capsys: pytest.CaptureFixture[str], start: str) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith(start)]
 
 
 def test_contrasts_are_paired_by_seed(
