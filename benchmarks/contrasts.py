@@ -1,6 +1,7 @@
 """What every row of ``baselines.py`` adds to early stopping, and the contrasts named beforehand.
 
     python benchmarks/contrasts.py runs/baselines
+    python benchmarks/contrasts.py runs/baselines --first-seed 20        (of a part of the seeds)
 
 Differences are paired by seed, with half of their 95 % t interval: rows as they are from early stopping as it is, rows
 with a temperature from early stopping with a temperature. The contrasts are those of docs/study/plan.md, with
@@ -69,8 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the script: see its first lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="--out of baselines.py")
+    parser.add_argument("--first-seed", type=int, default=0, help="seeds before it are left out")
     options = parser.parse_args(arguments)
-    comparison = comparison_of(options.study, [row + end for row in ROWS for end in ("", TEMPERATURE)], BASELINE)
+    found = comparison_of(options.study, [row + end for row in ROWS for end in ("", TEMPERATURE)], BASELINE)
+    comparison = Comparison([run for run in found.runs if int(str(run.seed)) >= options.first_seed], BASELINE)
     for end in ("", TEMPERATURE):
         like = [run for run in comparison.runs if run.method.endswith(TEMPERATURE) == bool(end)]
         print(added(Comparison(like, BASELINE + end)) + "\n")

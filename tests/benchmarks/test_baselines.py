@@ -132,6 +132,9 @@ def test_contrasts_are_paired_by_seed(
     assert told["blob less early_stopping"][3].startswith(f"{mean:+.3f} ±")
     assert plain[3][2].endswith(f"(**{mean:+.3f} ±{told['blob less early_stopping'][3].split('± ')[1]}**)")
     assert told["blob less early_stopping"][4] == f"{test.pvalue:.4f}"
+    contrasts.main([str(tmp_path), "--first-seed", "1"])
+    later = sum(scores["blob"][1:]) / 3 - sum(scores["early_stopping"][1:]) / 3
+    assert f"| blob less early_stopping | NLL*, in distribution | 3 | {later:+.3f} ±" in capsys.readouterr().out
 
 
 def _answers(place: int, seed: int, noise: float, row: str) -> Answers:
