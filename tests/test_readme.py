@@ -63,7 +63,8 @@ def test_commands_of_the_command_line_parse(monkeypatch: pytest.MonkeyPatch, tmp
 def test_its_numbers_are_those_of_the_study() -> None:
     table = README.partition("## Which method when")[2].partition("## Methods")[0]
     numbers = set(re.findall(r"\d+\.\d+(?: ± \d+\.\d+)?", table))
-    study = " ".join((ROOT / "docs" / "study" / "README.md").read_text().split())
+    pages = (ROOT / "docs" / "study" / f"{name}.md" for name in ("README", "long_training"))
+    study = " ".join(" ".join(page.read_text() for page in pages).split())
     assert len(numbers) >= 6
     assert {number for number in numbers if number not in study} == set()
 
