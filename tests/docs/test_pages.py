@@ -149,7 +149,8 @@ def test_the_page_about_metrics_names_every_number() -> None:
 
 def test_the_advice_rests_on_numbers_of_the_study() -> None:
     table = re.findall(r"^\| .*(?: ± ).* \|$", NAMES["docs/start/which_method.md"].read_text(), re.MULTILINE)
-    study = "".join(NAMES[f"docs/study/{name}.md"].read_text() for name in ("README", "budgets_stopped", "long_training", "budgets"))
+    pages = ("README", "budgets_stopped", "long_training", "budgets")
+    study = "".join(NAMES[f"docs/study/{name}.md"].read_text() for name in pages)
     quoted = [(float(a), float(b)) for row in table for a, b in re.findall(rf"({NUMBER}) ± ({NUMBER})", row)]
     known = {(float(a), float(b)) for a, b in re.findall(rf"({NUMBER}) ±\s?({NUMBER})", study)}
     assert len(quoted) == 25
