@@ -44,6 +44,9 @@ def optuna_version() -> str:
 def propose(space: Space, told: Sequence[Trial], count: int) -> list[Trial]:
     """The next trials after those that are known, proposed one after another without their results.
 
+    A grid's are its combinations but for the configuration as it is, which is trial 0; when they are used up there are
+    fewer than ``count``, or none.
+
     A new study and a new sampler propose each trial: nothing that a sampler keeps to itself, which a process that was
     killed would have lost, has a say. Trials of the same batch that came before are in the study as running.
 
@@ -52,17 +55,24 @@ def propose(space: Space, told: Sequence[Trial], count: int) -> list[Trial]:
         told: All trials of the batches before.
         count: How many to propose.
     """
+    numbers = range(len(told), len(told) + count)
+    if space.sampler == "grid":
+        left = _combinations(space, told[0])[len(told) - 1 :]
+        return [Trial(number, point) for number, point in zip(numbers, left, strict=False)]
     found: list[Trial] = []
-    for number in range(len(told), len(told) + count):
+    for number in numbers:
         found.append(Trial(number, _point(space, number, told, found)))
     return found
 
 
+def _combinations(space: Space, first: Trial) -> list[dict[str, Value]]:
+    """The points of a grid in their order, without the first trial's."""
+    values = [domain for domain in space.parameters.values() if not isinstance(domain, Range)]
+    points = [dict(zip(space.parameters, point, strict=True)) for point in itertools.product(*values)]
+    return [point for point in points if point != dict(first.parameters)]
+
+
 def _point(space: Space, number: int, told: Sequence[Trial], running: Sequence[Trial]) -> dict[str, Value]:
-    if space.sampler == "grid":
-        values = [domain for domain in space.parameters.values() if not isinstance(domain, Range)]
-        points = itertools.product(*values)
-        return dict(zip(space.parameters, next(itertools.islice(points, number - 1, None)), strict=True))
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,6 +1,7 @@
 """Spaces, proposals and the file of trials: the same trials whatever was killed, and each batch told whole."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,20 @@ def test_a_sampler_learns_from_the_batches_before(tmp_path: Path) -> None:
 def test_a_grid_is_every_combination_and_the_configuration_as_it_is(tmp_path: Path) -> None:
     space = _space(tmp_path, sampler="grid", parameters={RATE: [1e-4, 1e-3], RANK: [4, 8]})
     assert space.trials == 5
-    points = [tuple(trial.parameters.values()) for trial in propose(space, [Trial(0, FIRST)], 4)]
+    elsewhere = Trial(0, {RATE: 5e-4, RANK: 4})
+    points = [tuple(trial.parameters.values()) for trial in propose(space, [elsewhere], 4)]
     assert points == [(1e-4, 4), (1e-4, 8), (1e-3, 4), (1e-3, 8)]
+
+
+def test_a_grid_does_not_try_the_configuration_twice_and_ends_with_its_points(tmp_path: Path) -> None:
+    space = _space(tmp_path, sampler="grid", trials=9, batch=3, parameters={RATE: [1e-4, 1e-3], RANK: [4, 8]})
+    tuning = Tuning(tmp_path, [tmp_path / "a.yaml"], space, {RATE: 1e-3, RANK: 4}, "5.0.0")
+    tried = []
+    while batch := tuning.batch():
+        tried += [tuple(trial.parameters.values()) for trial in batch]
+        tuning.tell([replace(trial, nll=1.0) for trial in batch])
+    assert tried == [(1e-3, 4), (1e-4, 4), (1e-4, 8), (1e-3, 8)]
+    assert [trial.number for trial in tuning.told] == [0, 1, 2, 3]
 
 
 def test_the_best_trial_is_the_first_of_the_best(tmp_path: Path) -> None:
