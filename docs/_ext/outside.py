@@ -23,6 +23,7 @@ def lead_inside(app: Sphinx, docname: str, source: list[str]) -> None:
     folder = (docs / docname).parent
 
     def lead(link: re.Match[str]) -> str:
+        """The address that a link has on the site."""
         file = Path(os.path.normpath(folder / link[0]))
         page = PAGES.get(os.path.relpath(file, docs.parent))
         return os.path.relpath(docs / page, folder) if page else link[0]

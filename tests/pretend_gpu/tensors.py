@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -193,10 +192,9 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not to_cuda:  # never the operand's own data
         return out.clone() if cuda and any(out is value for value in plain) else out
     wrapped = tree_map_only(Tensor, _wrapped, out)
-    if any(isinstance(value, CudaTensor) for value in tree_flatten(args)[0]):
-        # torch refuses operations whose schema names no alias, each kind by another error: their result is a new tensor
-        with suppress(RuntimeError, AssertionError, NotImplementedError):
-            return return_and_correct_aliasing(func, args, kwargs, wrapped)
+    aliases = any(result.alias_info for result in func._schema.returns)  # otherwise the result is a new tensor
+    if aliases and any(isinstance(value, CudaTensor) for value in tree_flatten(args)[0]):
+        return return_and_correct_aliasing(func, args, kwargs, wrapped)
     return wrapped
 
 
