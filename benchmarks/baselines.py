@@ -1,6 +1,6 @@
 """What each method adds to early stopping and a temperature, on the embedded benchmark; paired by seed.
 
-    OMP_NUM_THREADS=1 python benchmarks/baselines.py --tune --out runs/baselines       (seeds 100 to 102, once)
+    OMP_NUM_THREADS=1 python benchmarks/baselines.py --tune --out runs/baselines       (seeds 100 to 105, once)
     OMP_NUM_THREADS=1 python benchmarks/baselines.py --rows early_stopping laplace --seeds 10 --out runs/baselines
 
 A training serves every row of ``ROWS`` that names it, and a row is tested as it is and, as ``NAME+temperature``, with a
@@ -38,7 +38,7 @@ from bayeslora.datamodules.synthetic import SyntheticDataModule
 STEPS = 600  # of a training that nothing stops
 EVERY = 2  # epochs between validations
 FOLD_EPOCHS = 30
-TUNING_SEEDS = range(100, 103)
+TUNING_SEEDS = range(100, 106)
 OTHERS = ["synthetic:shifted", "synthetic:ood"]
 
 
