@@ -92,3 +92,16 @@ def test_laplace_on_sentence_pairs(kind: str, structure: str, encoders: dict[str
     moving = [name for name, draws in variances.items() if draws.float().var(0).max() > 0]
     assert any("lora_A" in name for name in moving)
     assert any("classifier" in name for name in moving)
+
+
+def test_laplace_on_an_ensemble_of_encoders(encoders: dict[str, str], tmp_path: Path) -> None:
+    """An encoder that scores options has a head with one output: its bias is shorter than a stack is high."""
+    model = ["--model=LoRAEnsemble", "--model.members=3", f"--model.backbone.pretrained={encoders['bert']}"]
+    model += ["--model.backbone.readout=head", "--model.lora.target_modules=[query,value]"]
+    data = ["--data=JSONLDataModule", f"--data.path={questions(tmp_path / 'data')}"]
+    laplace = ["--trainer.callbacks=bayeslora.callbacks.Laplace", "--trainer.callbacks.prior_mean=initial"]
+    laplace += ["--trainer.callbacks.samples=4"]
+    arguments = [*model, *data, *laplace, f"--trainer.default_root_dir={tmp_path}"]
+    assert main(["fit", *arguments, *FAST]) == 0
+    assert main(["test", *arguments, *FAST]) == 0
+    assert json.loads((tmp_path / "test" / "metrics.json").read_text())["n_members"] == 12

@@ -39,7 +39,9 @@ def network_of(pl_module: L.LightningModule, logits_fn: LogitsFn | None, label_f
         UsageError: nothing is trainable, or a module of another kind without ``logits_fn``.
     """
     trainable = trainable_of(pl_module)
-    parameters: dict[str, nn.Parameter] = {name: trainable[name] for name in weight_sets(pl_module)[0]}
+    # a stack is the network of one member here, so that its parameters are no rows of members' to take one from
+    names = trainable if is_stack(pl_module) else weight_sets(pl_module)[0]
+    parameters: dict[str, nn.Parameter] = {name: trainable[name] for name in names}
     if not parameters:
         raise UsageError(f"{type(pl_module).__name__} has no trainable parameters, so there is no curvature to fit")
     move = partial(_moved, device=pl_module.device)
