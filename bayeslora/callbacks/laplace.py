@@ -12,7 +12,7 @@ import torch
 
 from bayeslora.callbacks.attached import LabelFn
 from bayeslora.callbacks.fit_data import RemembersFit, require_validation, training_batches, undealt, validation_batches
-from bayeslora.callbacks.fit_key import depends_on, fit_key
+from bayeslora.callbacks.fit_key import depends_on, fit_key, tensors_digest
 from bayeslora.callbacks.laplace_network import check_module, initial_weights, is_stack, member_network, network_of
 from bayeslora.callbacks.laplace_prediction import LaplacePrediction
 from bayeslora.callbacks.posterior import PosteriorCallback, usable_members, weight_sets
@@ -281,6 +281,8 @@ class Laplace(PosteriorCallback, RemembersFit):
         if self._needs_validation and validation is None:
             raise UsageError(NO_VALIDATION)
         options = [self.structure, str(self.dtype), self.prune, self.max_jacobian_bytes, FORMAT]
+        if network.model is not None and network.model.initial:
+            options.append(tensors_digest([network.model.initial]))
         key = fit_key(network.parameters, options, depends_on(trainer, pl_module, (train, validation)))
         root = Path(trainer.default_root_dir) / "laplace" if self.directory is None else Path(self.directory)
         return Task(

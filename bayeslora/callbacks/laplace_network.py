@@ -109,7 +109,7 @@ def member_network(pl_module: L.LightningModule, place: int | None) -> AbstractC
 
 
 def initial_weights(pl_module: L.LightningModule, network: Network, place: int | None) -> dict[str, Tensor] | None:
-    """The weights training began with: drawn again from the seed, where they were drawn at all.
+    """The weights training began with: LoRA's drawn again from the seed, where they were drawn at all.
 
     Args:
         pl_module: The module that the trainer runs.
@@ -126,4 +126,5 @@ def initial_weights(pl_module: L.LightningModule, network: Network, place: int |
         assert isinstance(pl_module, LoRAEnsemble)
         member = 0 if pl_module.share_init else pl_module.member_ids[place]
         initialise(initial, pl_module.seed, "member", member)
-    return initial
+    noted = pl_module.model.initial
+    return {name: noted.get(name, value) for name, value in initial.items()}

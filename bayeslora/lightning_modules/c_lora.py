@@ -134,6 +134,7 @@ class CLoRAModule(MultipleChoiceModule):
         self.contextual = ContextualSites(self.model, self.context, self.width)
         self.contextual.initialise(self.init, self.init_std, self.seed)
         if self.backbone.adapter is None:
+            self.model.note_initial(lambda name: ".lora_E." in name)
             return
         folder = adapter_folder(self.backbone.adapter)
         if (folder / "posterior.json").exists():

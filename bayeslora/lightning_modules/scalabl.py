@@ -106,6 +106,8 @@ class ScalaBLModule(VariationalModule):
             self._log_std[name] = nn.Parameter(low.log().to(norms.device))
             site.register_parameter(LOG_MEAN, self._log_mean[name])
             site.register_parameter(LOG_STD, self._log_std[name])
+        if not self.backbone.adapter:
+            self.model.note_initial(self._log_mean.__contains__)  # as it was rotated
 
     def take_posterior(self, posterior: Posterior, folder: Path) -> None:
         """Take the scales' law of a ScalaBL run; A and B are read as any adapter's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -45,6 +45,7 @@ class AnswerModel(nn.Module):
         super().__init__()
         self.network, self.context, self.sites = network, context, sites
         self.readout, self.num_labels = readout, num_labels
+        self.initial: dict[str, Tensor] = {}  # values training begins with, where a stream of LoRA's does not give them
         self._quantised = [m for m in network.modules() if type(m).__module__.startswith("bitsandbytes.")]
         self.fan_out = FanOut(self._trunk, context)
         if readout == "label_token":
@@ -89,6 +90,17 @@ class AnswerModel(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by their plain names, in the order of the network."""
         return {plain_name(name): p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def note_initial(self, which: Callable[[str], bool]) -> None:
+        """Keep the present values of some trainable parameters as those that training begins with.
+
+        :func:`~bayeslora.models.loading.initialise` gives A and B again from their names; this is for all others, and
+        for those that a method changes before it trains.
+
+        Args:
+            which: Whether a parameter of this name is meant.
+        """
+        self.initial |= {name: p.detach().cpu().clone() for name, p in self.trainable().items() if which(name)}
 
     @property
     def adapter_config(self) -> dict[str, Any]:

@@ -163,6 +163,7 @@ def wrap(base: nn.Module, backbone: Backbone, lora: LoRA, seed: int, own: tuple[
     model = AnswerModel(network, context, names, backbone.readout, backbone.num_labels)
     if not backbone.adapter:
         initialise(model.trainable(), seed)
+        model.note_initial(lambda name: ".lora_" not in name)  # an encoder's head
     if backbone.gradient_checkpointing:
         model.checkpoint_gradients()
     model.base_fingerprint = fingerprint(network)
