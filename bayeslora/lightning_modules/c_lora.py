@@ -40,8 +40,9 @@ class CLoRAModule(MultipleChoiceModule):
     that is drawn once: with ``context`` ``sequence`` and ``last`` that is one a site, and w = 1 is the bound. With
     ``token`` and ``free`` every one of T tokens draws its own, and ``kl_over`` says what a row's divergence is:
     ``mean`` over its real tokens, which at w = 1 is the bound with a divergence tempered by 1/T and no bound on the
-    evidence, or ``draws``, their sum, with which w = 1 is the bound here too. w is ``kl_weight`` (``constant``), or
-    moves about that within every epoch (``cyclic``, see
+    evidence, or ``draws``, their sum, with which w = 1 is the bound here too. An encoder that scores every option as a
+    row draws E's for each of them: its divergence is the mean over rows, with ``draws`` the sum over a question's. w is
+    ``kl_weight`` (``constant``), or moves about that within every epoch (``cyclic``, see
     :func:`~bayeslora.lightning_modules.kl_schedule.cyclic_share`). ``release`` is what its authors' code does: the sum
     over all tokens, padding included, times 1e-6 over the number of sites, in the release's own cycle, with a gradient
     that reaches A and B too.
@@ -198,7 +199,7 @@ class CLoRAModule(MultipleChoiceModule):
         """Negative log-likelihood under one draw of E, and the weighted divergence from the prior."""
         with self.contextual.recording():
             nll = self.nll(batch, self.training_noise())
-        kl = self.contextual.divergence(batch.attention_mask, self.beta, self.kl_over)
+        kl = self.contextual.divergence(batch.attention_mask, self.beta, self.kl_over, len(batch))
         self.log("train/kl", kl.detach(), batch_size=len(batch))
         return self.nll_scale * nll + self.kl_schedule.weight(self._micro_step) * kl
 

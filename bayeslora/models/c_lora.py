@@ -62,7 +62,7 @@ class ContextualModule(nn.Module):
         self.number, self.rank, self.width, self.context, self.sites = _SITES + number, rank, width, context, sites
         self.name, self.block = name, block_of(name)
         self.recorded: Tensor | None = None
-        self.recording = False
+        self.recording, self.every_token = False, False
         self.shared: dict[str, Tensor] = {}  # the maps' parameters within a stack of all sites', while recording
         if context == "free":
             self.out = _linear(1, 2 * rank**2, False, f"{name}.out", sites)
@@ -102,6 +102,7 @@ class ContextualModule(nn.Module):
             context = self._context(tokens)
             if self.recording:
                 self.recorded = self._at_answer(context)
+                self.every_token = self._draws_every_token(tokens)
             mixed = self._mix(tokens, *self.law(context))
         return mixed.reshape(z.shape).to(z.dtype)
 
@@ -126,6 +127,10 @@ class ContextualModule(nn.Module):
             return context
         last = state.mask.argmax(-1).repeat(len(context) // len(state.mask))
         return context[torch.arange(len(context), device=context.device), last][:, None]
+
+    def _draws_every_token(self, z: Tensor) -> bool:
+        """Whether each of the tokens ``z [N, T, r]`` draws an E of its own, also where one law is that of all."""
+        return self.context in ("token", "free") and z.shape[1] > 1 and not self.sites.state.tail
 
     def _mix(self, z: Tensor, mean: Tensor, rho: Tensor) -> Tensor:
         state = self.sites.state
@@ -233,21 +238,24 @@ class ContextualSites:
             for module in self.modules.values():
                 module.recording, module.shared = False, {}
 
-    def divergence(self, mask: Tensor, prior_std: float, over: str = "mean") -> Tensor:
+    def divergence(self, mask: Tensor, prior_std: float, over: str = "mean", questions: int | None = None) -> Tensor:
         r"""KL of E's law from N(0, beta^2) at the contexts of the last recorded pass, summed over sites, in nats.
+
+        The gradient of ``mean`` and ``draws`` reaches the contextual modules alone, as the paper has it.
 
         Args:
             mask: Which tokens are real ``[R, T]``.
             prior_std: beta.
-            over: ``mean`` and ``draws``: the result is the mean over rows, and its gradient reaches the contextual
-                modules alone, as the paper has it. Where every token draws an E of its own, a row's divergence is the
-                mean over its real tokens, or, with ``draws``, their sum: one divergence for each E that is drawn.
-                ``release``: the sum over rows and tokens, padding included, and the gradient flows on into A, B and the
-                layers below, as in the release.
+            over: ``mean``: the mean over rows; where every token draws an E of its own, a row's divergence is the mean
+                over its real tokens. ``draws``: one divergence for each E that is drawn, at real tokens, over the
+                number of questions. ``release``: the sum over rows and tokens, padding included, and the gradient
+                flows on into A, B and the layers below, as in the release.
+            questions: How many there are; None for one a row.
         """
         release = over == "release"
         total = mask.new_zeros((), dtype=torch.float32)
-        share = mask / len(mask) if over == "draws" else mask / mask.sum(-1, keepdim=True) / len(mask)
+        count = (questions or len(mask)) if over == "draws" else len(mask)
+        share = mask / count if over == "draws" else mask / mask.sum(-1, keepdim=True) / count
         for stack in self._stacks:
             contexts = stack.contexts()
             with torch.autocast(contexts.device.type, enabled=False):  # as where the law was drawn from
@@ -255,10 +263,10 @@ class ContextualSites:
             values = divergence(mean, rho, prior_std).sum(1)
             if release:
                 total = total + values.sum()
-            elif values.shape[1:] == share.shape:
-                total = total + (values * share).sum()
+            elif stack.modules[0].every_token:
+                total = total + (values * share).sum()  # of FE one value a row, for all of its tokens
             else:
-                total = total + values.sum() / values[0].numel()
+                total = total + values.sum() / count
         self._stacks = []
         for module in self.modules.values():
             module.recorded = None

@@ -59,9 +59,22 @@ def test_the_bound_holds_the_divergence_of_every_e_that_is_drawn(llama: str, con
         mean, rho = made.law(made.recorded)
         law = torch.distributions.Normal(mean, torch.sigmoid(rho) ** 2)
         values = torch.distributions.kl_divergence(law, torch.distributions.Normal(0, 0.2)).sum(-1)  # [R, draws]
-        real = batch.attention_mask if values.shape == batch.attention_mask.shape else torch.ones_like(values)
+        each = context in ("token", "free") and made.block  # the head sees one token a row; of FE all have one law
+        real = batch.attention_mask if each else torch.ones_like(values)
         expected = expected + (values * real).sum(-1).mean()
     torch.testing.assert_close(sites.divergence(batch.attention_mask, 0.2, "draws"), expected)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_the_bound_holds_the_divergences_of_all_rows_of_a_question(llama: str, context: str) -> None:
+    """As of an encoder, which scores every option as a row: each has E's of its own, and they are one question's."""
+    model, sites = contextual(llama, context)
+    batch, found = label_token_batch([5, 9, 6, 7], [4, 4, 4, 4]), []
+    for questions in (None, 2):
+        with sites.recording():
+            model(batch)
+        found.append(sites.divergence(batch.attention_mask, 0.2, "draws", questions))
+    torch.testing.assert_close(found[1], 2 * found[0])
 
 
 def test_a_run_in_mixed_precision_has_the_divergence_in_single(llama: str) -> None:
