@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from transformers.pytorch_utils import Conv1D
 
 from bayeslora.curvature.jacobian import Directions
 from bayeslora.errors import UsageError
 
-Uses = list[tuple[str, Tensor, Tensor]]  # a layer's path, its input, its output
+Uses = list[tuple[str, Tensor, GradientEdge | None]]  # a layer's path, its input, its output's place in the graph
 Layers = dict[str, dict[str, str]]  # a layer's path to the names of what it holds, by weight and bias
 _SHOWN = 4  # parameters that a refusal names
 _PRODUCTS: dict[type[nn.Module], str] = {
@@ -42,7 +43,8 @@ def linear_jacobian(
         directions: As there.
 
     Raises:
-        UsageError: a parameter that is no linear layer's, or a layer that is not applied question by question.
+        UsageError: a parameter that is no linear layer's, a layer that is not applied question by question, or logits
+            that have no gradient.
     """
     with torch.inference_mode(False), torch.enable_grad():
         batch = apply_to_collection(batch, Tensor, torch.clone)  # one made in inference mode cannot be in a graph
@@ -51,7 +53,7 @@ def linear_jacobian(
         # a compiled network is run as it was written: what is compiled does not call the hooks that watch its layers
         with _recording(module, layers) as uses, torch.compiler.set_stance("force_eager"):
             logits = logits_fn(batch)
-        _check_uses(uses, layers, names, len(logits))
+        _check_uses(uses, layers, names, logits)
         contrasts = (logits[:, 1:] - logits[:, :1]).nan_to_num(neginf=0.0, posinf=0.0)
         if directions is not None:
             contrasts = torch.einsum("bc,bcd->bd", contrasts, directions(logits.detach()).to(contrasts.dtype))
@@ -59,12 +61,12 @@ def linear_jacobian(
         jacobian = {
             n: torch.zeros(*contrasts.shape, *shapes[n].shape, dtype=dtype, device=logits.device) for n in names
         }
+        outputs = [output for _, _, output in uses if output is not None]  # all of them, which was checked
         for index in range(contrasts.shape[1]):
-            outputs = [output for _, _, output in uses]
-            gradients = torch.autograd.grad(
-                contrasts[:, index].sum(), outputs, retain_graph=True, materialize_grads=True
-            )
+            gradients = torch.autograd.grad(contrasts[:, index].sum(), outputs, retain_graph=True, allow_unused=True)
             for (path, inner, _), gradient in zip(uses, gradients, strict=True):
+                if gradient is None:  # the contrast does not depend on this use
+                    continue
                 product = _product(module.get_submodule(path))
                 assert product is not None  # the names were checked
                 _add(jacobian, index, layers[path], (inner, gradient), product)
@@ -126,8 +128,8 @@ def _recording(module: nn.Module, layers: Layers) -> Iterator[Uses]:
     for path in layers:
 
         def note(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor, path: str = path) -> None:
-            """Keep what one use of a layer took and gave."""
-            uses.append((path, args[0].detach(), output))
+            """Keep what one use of a layer took, and gave: no tensor, which ``ReLU(inplace=True)`` would change."""
+            uses.append((path, args[0].detach(), get_gradient_edge(output) if output.requires_grad else None))
 
         handles.append(module.get_submodule(path).register_forward_hook(note))
     try:
@@ -137,12 +139,19 @@ def _recording(module: nn.Module, layers: Layers) -> Iterator[Uses]:
             handle.remove()
 
 
-def _check_uses(uses: Uses, layers: Layers, names: Sequence[str], questions: int) -> None:
+def _check_uses(uses: Uses, layers: Layers, names: Sequence[str], logits: Tensor) -> None:
     used = {name for path, _, _ in uses for name in layers[path].values()}
     wrong = [name for name in names if name not in used]
-    wrong += [path for path, inner, _ in uses if len(inner) != questions]
+    wrong += [path for path, inner, _ in uses if len(inner) != len(logits)]
     if wrong:
         raise UsageError(
             f"the network does not apply {wrong[0]} question by question as a linear layer, so its Jacobian is not "
             "known; freeze it"
+        )
+    cut = [path for path, _, output in uses if output is None]
+    if cut or not logits.requires_grad:
+        raise UsageError(
+            f"logits_fn gives logits that have no gradient by {cut[0] if cut else names[0]}, so that their Jacobian is "
+            "not known; leave torch.no_grad, torch.inference_mode and detach out of it, or freeze what is meant to "
+            "stay as it is"
         )

@@ -52,3 +52,21 @@ def test_a_weight_shared_with_another_kind_of_layer_is_refused() -> None:
 
     with pytest.raises(UsageError, match=r"not by words.weight \(Embedding\); freeze them"):
         linear_jacobian(module, logits, torch.tensor([1, 2]), ["words.weight"])
+
+
+def test_what_changes_an_output_in_place_is_differentiated_too() -> None:
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)), torch.randn(5, 4)
+    _, found = linear_jacobian(module, module, x, ["0.weight", "0.bias"])
+    wanted = by_autograd(nn.Sequential(module[0], nn.ReLU(), module[2]), x)
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name])
+
+
+@pytest.mark.parametrize("cut", [torch.no_grad(), torch.inference_mode()], ids=["no_grad", "inference_mode"])
+def test_logits_without_a_gradient_are_refused(cut: torch.no_grad) -> None:
+    module, x = network(tied=False), torch.ones(2, 4)
+    with pytest.raises(UsageError, match=r"no gradient by 0, .* leave torch.no_grad"):
+        linear_jacobian(module, cut(lambda batch: module(batch)), x, ["0.weight"])
+    with pytest.raises(UsageError, match=r"no gradient by 0.weight, .* detach out of it"):
+        linear_jacobian(module, lambda batch: module(batch).detach(), x, ["0.weight"])
