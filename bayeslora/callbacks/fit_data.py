@@ -20,7 +20,11 @@ class RemembersFit(L.Callback):
     """Remembers the loaders that ``fit`` is given, which a trainer forgets; the base of callbacks that need them."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember what is trained and validated on."""
+        """Remember what is trained and validated on, also where the first epochs are not validated."""
+        if trainer.val_dataloaders is None and trainer.enable_validation:
+            trainer.validating = True  # as the trainer does where the first epoch is
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            trainer.training = True
         seen = _seen.setdefault(trainer, {})
         seen["train_dataloader"], seen["val_dataloader"] = trainer.train_dataloader, trainer.val_dataloaders
 

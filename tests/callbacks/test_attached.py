@@ -138,6 +138,14 @@ def test_callbacks_that_need_validation_say_so_before_training(tmp_path: Path) -
     trainer(tmp_path, given).fit(Own(), loader())
 
 
+def test_validation_questions_are_found_where_the_first_epochs_are_not_validated(tmp_path: Path) -> None:
+    module, seldom = Own(), {"check_val_every_n_epoch": 3, "num_sanity_val_steps": 0}
+    made = trainer(tmp_path, Temperature(**FUNCTIONS), Predictions(**FUNCTIONS), **seldom)
+    made.fit(module, loader(), loader())
+    assert module.steps == 6
+    assert "temperature" in str(made.test(module, loader(), verbose=False))
+
+
 @pytest.mark.parametrize("structure", ["kfac", "ekfac", "diag"])
 def test_laplace_says_before_training_what_it_cannot_fit(structure: str, tmp_path: Path) -> None:
     message = rf"structure {structure} needs a module of this package; allowed for others: full"
