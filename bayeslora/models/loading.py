@@ -308,6 +308,7 @@ def _head_names(base: nn.Module) -> list[str]:
 
 def _existing_adapter(base: nn.Module, backbone: Backbone, own: tuple[str, ...]) -> nn.Module:
     import peft
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
     folder = str(adapter_folder(str(backbone.adapter)))
     _check_adapter_folder(Path(folder))
@@ -328,6 +329,11 @@ def _existing_adapter(base: nn.Module, backbone: Backbone, own: tuple[str, ...])
         raise UsageError(
             f"backbone.adapter {folder} does not fit {backbone.pretrained}: {_first_line(error)}"
         ) from error
+    if backbone.readout == "label_token" and isinstance(base.get_output_embeddings(), AuxiliaryTrainingWrapper):  # type: ignore[operator]
+        raise UsageError(
+            f"backbone.adapter {folder} trains rows of the output layer (trainable_token_indices on a base that ties "
+            "it to the input embedding); allowed with label tokens: LoRA alone"
+        )
     unread = [key for key in found.unexpected_keys if not any(part in key for part in own)]
     for keys, what in ((found.missing_keys, "are missing"), (unread, "are not plain LoRA's or of another base")):
         if keys:

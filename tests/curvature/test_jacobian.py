@@ -16,7 +16,7 @@ from bayeslora.models.loading import Backbone, LoRA, load_answer_model
 from bayeslora.types import Predictive, Samples
 from tests.helpers.batches import label_token_batch, option_row_batch
 from tests.helpers.jacobians import by_autograd
-from tests.helpers.models import ALL, exact, trained
+from tests.helpers.models import ALL, exact, save_llama, trained
 
 TIGHT = {"atol": 1e-10, "rtol": 1e-10}
 
@@ -149,6 +149,15 @@ def test_a_head_that_is_trained_in_full_is_refused(llama: str, tmp_path: Path) -
     peft.get_peft_model(AutoModelForCausalLM.from_pretrained(llama), config).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=r"lm_head in full.*LoRA alone"):
         load_answer_model(Backbone(llama, adapter=str(tmp_path)), LoRA(), 0)
+
+
+def test_a_head_of_which_rows_are_trained_is_refused(tmp_path: Path) -> None:
+    tied = save_llama(tmp_path / "tied", tie_word_embeddings=True)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], trainable_token_indices=[5, 6])
+    adapter = str(tmp_path / "adapter")
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tied), config).save_pretrained(adapter)
+    with pytest.raises(UsageError, match=r"trainable_token_indices.*LoRA alone"):
+        load_answer_model(Backbone(tied, adapter=adapter), LoRA(), 0)
 
 
 def test_linear_layers_used_in_another_way_are_refused_by_name(llama: str) -> None:
