@@ -14,6 +14,7 @@ from bayeslora.callbacks.attached import Attached, LabelFn
 from bayeslora.callbacks.collected import Collected
 from bayeslora.callbacks.fit_data import RemembersFit, require_validation, validation_batches
 from bayeslora.callbacks.predictions import Predictions, method_of
+from bayeslora.callbacks.run_folder import keeps
 from bayeslora.decisions.rule import RISKS, DecisionRule, describe, fit_rule
 from bayeslora.decisions.rule_file import FILE, save_rule
 from bayeslora.errors import UsageError
@@ -81,7 +82,7 @@ class Decision(RemembersFit, Attached):
         selection, calibration = (self._predict(trainer, pl_module, *part) if part else None for part in parts)
         assert selection is not None
         self.rule = fit_rule(selection, calibration, method_of(pl_module), **self.options)  # type: ignore[arg-type]
-        if trainer.is_global_zero:
+        if keeps(trainer):
             kept = {"validation": selection, "calibration": calibration}
             self._save(trainer, self.rule, {name: part for name, part in kept.items() if part is not None})
         for line in describe(self.rule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -53,8 +54,30 @@ class Batches:
         return sum(map(len, self.loaders))
 
 
+class First:
+    """The first batches of a loader.
+
+    Args:
+        loader: What gives the batches.
+        count: How many there are at most.
+    """
+
+    def __init__(self, loader: Any, count: int) -> None:
+        self.loader, self.count = loader, count
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches."""
+        return islice(self.loader, self.count)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return min(len(self.loader), self.count)
+
+
 def training_batches(trainer: L.Trainer, pl_module: L.LightningModule, given: Iterable[Any] | None = None) -> Any:
     """The training questions, once each where the data can say so; None where there are none.
+
+    A trial (``fast_dev_run``) has as many batches of them as of everything else.
 
     Args:
         trainer: The trainer of the run.
@@ -63,7 +86,7 @@ def training_batches(trainer: L.Trainer, pl_module: L.LightningModule, given: It
     """
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     if given is None and hasattr(datamodule, "train_eval_dataloader"):
-        return datamodule.train_eval_dataloader()
+        return _tried(trainer, datamodule.train_eval_dataloader())
     return _found(given, trainer, pl_module, "train_dataloader")
 
 
@@ -104,6 +127,8 @@ def undealt(loader: Any) -> Any:
     """
     if loader is None:
         return None
+    if isinstance(loader, First):
+        return First(undealt(loader.loader), loader.count)
     if isinstance(loader, Batches):
         return Batches([undealt(each) for each in loader.loaders])
     if not (isinstance(loader, AnswerLoader) and isinstance(loader.batch_sampler, EvalBatches)):
@@ -128,7 +153,13 @@ def _found(given: Any, trainer: L.Trainer, pl_module: L.LightningModule, name: s
     if found is None:
         return None
     loaders = [loader for loader in Batches(found).loaders if not _is_empty(loader)]
-    return None if not loaders else Batches(loaders) if len(loaders) > 1 else loaders[0]
+    return None if not loaders else _tried(trainer, Batches(loaders) if len(loaders) > 1 else loaders[0])
+
+
+def _tried(trainer: L.Trainer, loader: Any) -> Any:
+    """All batches, or in a trial as many as of everything else."""
+    few = int(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    return First(loader, few) if few else loader
 
 
 def _is_empty(loader: Any) -> bool:

@@ -16,6 +16,7 @@ from bayeslora.callbacks.fit_key import depends_on, fit_key, tensors_digest
 from bayeslora.callbacks.laplace_network import check_module, initial_weights, is_stack, member_network, network_of
 from bayeslora.callbacks.laplace_prediction import LaplacePrediction
 from bayeslora.callbacks.posterior import PosteriorCallback, usable_members, weight_sets
+from bayeslora.callbacks.run_folder import keeps
 from bayeslora.curvature.fit import FORMAT, STRUCTURES, Task, check_space, check_structure, rows_bytes
 from bayeslora.curvature.link import LINKS
 from bayeslora.curvature.ranks import Ranks
@@ -212,7 +213,7 @@ class Laplace(PosteriorCallback, RemembersFit):
             weight_sets(pl_module)  # the bare base has none, and says so
             self.fit_to(trainer, pl_module)
             with Ranks().together():
-                self.saved = trainer.is_global_zero and _save(trainer, pl_module, self.required_posterior())
+                self.saved = keeps(trainer) and _save(trainer, pl_module, self.required_posterior())
             self.saved = Ranks().gather(self.saved)[0]
         super().on_test_start(trainer, pl_module)
 
@@ -284,12 +285,13 @@ class Laplace(PosteriorCallback, RemembersFit):
         if network.model is not None and network.model.initial:
             options.append(tensors_digest([network.model.initial]))
         key = fit_key(network.parameters, options, depends_on(trainer, pl_module, (train, validation)))
+        memory = self.directory == MEMORY or network.model is None or trainer.fast_dev_run  # type: ignore[attr-defined]
         root = Path(trainer.default_root_dir) / "laplace" if self.directory is None else Path(self.directory)
         return Task(
             network=network,
             train=train,
             validation=validation,
-            folder=None if self.directory == MEMORY or network.model is None else root / key,
+            folder=None if memory else root / key,
             key=key,
             initial=initial_weights(pl_module, network, place),
             dtype=self.dtype,

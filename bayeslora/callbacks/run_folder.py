@@ -43,7 +43,7 @@ class RunFolder(L.Callback):
 
     ``run.json`` holds the schema, package versions, commit, seed, base fingerprint and revision, data fingerprint,
     label budget, what noise is drawn by, hardware, number of trainable parameters, seconds spent in fit and in test,
-    and peak memory.
+    and peak memory. A trial (``fast_dev_run``) leaves the folder as it is.
 
     Example:
         >>> import lightning as L
@@ -75,7 +75,7 @@ class RunFolder(L.Callback):
             )
         spent = run_record(Path(trainer.default_root_dir)).get("train_seconds", 0.0) + time.monotonic() - self._started
         self._note(trainer, {"train_seconds": round(spent, 3), "peak_bytes": _peak_bytes(trainer)})
-        if trainer.is_global_zero:
+        if keeps(trainer):
             _save(trainer, pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -100,9 +100,14 @@ class RunFolder(L.Callback):
             torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
 
     def _note(self, trainer: L.Trainer, values: dict[str, Any]) -> None:
-        if trainer.is_global_zero:
+        if keeps(trainer):
             root = Path(trainer.default_root_dir)
             write_record(root / RUN_FILE, {"schema": SCHEMA, **run_record(root), **values})
+
+
+def keeps(trainer: L.Trainer) -> bool:
+    """Whether this process writes into the run folder: the first one does, unless the run is a trial."""
+    return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
 def _save(trainer: L.Trainer, pl_module: L.LightningModule) -> None:

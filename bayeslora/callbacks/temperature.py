@@ -14,6 +14,7 @@ from torch import Tensor
 from bayeslora.callbacks.attached import Attached, LabelFn, labels_of
 from bayeslora.callbacks.fit_data import RemembersFit, require_validation, validation_batches
 from bayeslora.callbacks.fit_key import tensors_digest
+from bayeslora.callbacks.run_folder import keeps
 from bayeslora.curvature.ranks import Ranks
 from bayeslora.errors import UsageError
 from bayeslora.files import read_record, write_record
@@ -105,7 +106,7 @@ class Temperature(RemembersFit, Attached):
             _mean_nll(predictives, labels, torch.tensor(t, device="cpu")).item() for t in (1.0, temperature)
         )
         record = {"temperature": temperature, "n": len(torch.cat(labels)), "nll_before": before, "nll_after": after}
-        if trainer.is_global_zero:
+        if keeps(trainer):
             write_record(file, {**record, "predictions": key})
         return temperature
 

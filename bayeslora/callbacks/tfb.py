@@ -17,6 +17,7 @@ from torch import Tensor
 from bayeslora.callbacks.fit_data import RemembersFit, training_batches, validation_batches
 from bayeslora.callbacks.fit_key import depends_on, fit_key
 from bayeslora.callbacks.posterior import PosteriorCallback, bank_predictor, weight_sets
+from bayeslora.callbacks.run_folder import keeps
 from bayeslora.callbacks.tfb_search import Anchors, Tried
 from bayeslora.errors import UsageError, require_choice
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
@@ -138,7 +139,7 @@ class TFB(PosteriorCallback, RemembersFit):
     def _find_and_keep(self, trainer: L.Trainer, pl_module: L.LightningModule) -> TFBPosterior:
         """Find the noise; keep it beside what training has left in ``posterior/``."""
         found = self._find(trainer, pl_module)
-        if isinstance(pl_module, MultipleChoiceModule) and trainer.is_global_zero:
+        if isinstance(pl_module, MultipleChoiceModule) and keeps(trainer):
             folder, model = Path(trainer.default_root_dir) / "posterior" / "tfb", pl_module.model
             save_posterior(found, folder, model.adapter_config, model.base_fingerprint)
         return found
