@@ -8,7 +8,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from bayeslora.datamodules.loader import AnswerLoader
 from bayeslora.datamodules.sampler import EvalBatches
@@ -117,6 +119,24 @@ def require_validation(
     """
     if validation_batches(trainer, pl_module, given) is None:
         raise UsageError(why)
+
+
+def warn_unless_each_once(batches: Any, remedy: str) -> None:
+    """Say so where a training loader is known to give questions several times, or not at all.
+
+    Args:
+        batches: What :func:`training_batches` found.
+        remedy: What to give instead.
+    """
+    for loader in Batches(batches).loaders:
+        sampler = getattr(loader, "sampler", None)
+        if isinstance(sampler, WeightedRandomSampler) or getattr(sampler, "replacement", False):
+            what = f"draws its {len(sampler)} questions with replacement, so that some count several times"  # type: ignore[arg-type]
+        elif isinstance(loader, DataLoader) and loader.drop_last and (left := len(sampler) % (loader.batch_size or 1)):  # type: ignore[arg-type]
+            what = f"drops its last batch, so that {left} of {len(sampler)} questions are left out"  # type: ignore[arg-type]
+        else:
+            continue
+        rank_zero_warn(f"the training loader {what}; {remedy}")
 
 
 def undealt(loader: Any) -> Any:

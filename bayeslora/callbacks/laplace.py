@@ -11,7 +11,14 @@ import lightning as L
 import torch
 
 from bayeslora.callbacks.attached import LabelFn
-from bayeslora.callbacks.fit_data import RemembersFit, require_validation, training_batches, undealt, validation_batches
+from bayeslora.callbacks.fit_data import (
+    RemembersFit,
+    require_validation,
+    training_batches,
+    undealt,
+    validation_batches,
+    warn_unless_each_once,
+)
 from bayeslora.callbacks.fit_key import depends_on, fit_key, tensors_digest
 from bayeslora.callbacks.laplace_network import check_module, initial_weights, is_stack, member_network, network_of
 from bayeslora.callbacks.laplace_prediction import LaplacePrediction
@@ -311,6 +318,7 @@ class Laplace(PosteriorCallback, RemembersFit):
             raise UsageError(
                 "Laplace has no training batches to fit to; give it train_batches=[...], or call trainer.fit first"
             )
+        warn_unless_each_once(train, "to have each question count once, give Laplace train_batches")
         if self.train_batches is not None:
             return train, self.val_batches
         validation = validation_batches(trainer, pl_module, self.val_batches)

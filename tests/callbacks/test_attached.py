@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, WeightedRandomSampler
 from transformers.pytorch_utils import Conv1D
 
 from bayeslora import SWAG, TFB, Laplace, Predictions, Report, RunFolder, SavedPosteriors, Temperature
@@ -136,6 +136,19 @@ def test_callbacks_that_need_validation_say_so_before_training(tmp_path: Path) -
         refused_before_training(tmp_path, "validation", Own(), callback, data=(loader(),))
     given = Temperature(**FUNCTIONS, val_batches=list(loader()))
     trainer(tmp_path, given).fit(Own(), loader())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": WeightedRandomSampler(torch.ones(12), 24)}, "draws its 24 questions with replacement"),
+        ({"drop_last": True}, "drops its last batch, so that 2 of 12 questions are left out"),
+    ],
+)
+def test_laplace_says_that_questions_do_not_count_once(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    train = DataLoader(loader().dataset, 5, **options)
+    with pytest.warns(UserWarning, match=f"{message}.* give Laplace train_batches"):
+        trainer(tmp_path, Laplace("full", 1.0, **FUNCTIONS), max_epochs=1).fit(Own(), train)
 
 
 def test_validation_questions_are_found_where_the_first_epochs_are_not_validated(tmp_path: Path) -> None:
