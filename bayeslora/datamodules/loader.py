@@ -29,7 +29,7 @@ class AnswerLoader:
         padding_side: ``left`` or ``right``.
         pad_id: Token to pad with.
         num_workers: Worker processes.
-        resume: Epoch and number of batches to skip in the first pass, as a checkpoint left them.
+        resume: Epoch and number of batches to skip in the first pass, as a DataModule's checkpoint left them.
     """
 
     def __init__(
@@ -43,6 +43,8 @@ class AnswerLoader:
         resume: tuple[int, int] | None = None,
     ) -> None:
         self.dataset, self.resume, self.num_workers = rows, resume, num_workers
+        self._position: tuple[int, int] | None = None  # epoch and batches taken in the present pass
+        self._left: tuple[int, int] | None = None  # the same where a checkpoint left it, without a DataModule
         # The trainer would replace a `sampler` under `overfit_batches`; it finds this one as `batch_sampler.sampler`.
         self.batch_sampler = sampler
         self.collate = partial(collate, dataset=dataset, padding_side=padding_side, pad_id=pad_id)
@@ -58,8 +60,11 @@ class AnswerLoader:
             (epoch, start), self.resume = self.resume, None
             assert isinstance(self.batch_sampler, TrainBatches)  # only training is resumed
             self.batch_sampler.resume(epoch)
+        elif self._left is not None:
+            (epoch, taken), self._left = self._left, None
+            start = taken if epoch == self.batch_sampler.epoch else 0
         epoch = self.batch_sampler.epoch
-        yield from DataLoader(
+        batches = DataLoader(
             self.dataset,
             batch_sampler=[[(epoch, row) for row in batch] for batch in self.batch_sampler][start:],  # type: ignore[arg-type]
             collate_fn=self.collate,
@@ -67,6 +72,9 @@ class AnswerLoader:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own, or every pass would draw from the global one
         )
+        for taken, batch in enumerate(batches, start + 1):
+            self._position = epoch, taken
+            yield batch
 
     def undealt(self) -> AnswerLoader:
         """The batches of an evaluation as one process has them, where this loader has those of one of several."""
@@ -76,8 +84,13 @@ class AnswerLoader:
         return whole
 
     def state_dict(self) -> dict[str, int]:
-        """Nothing: the position is part of the DataModule's state. Having this tells the trainer we can resume."""
-        return {}
+        """Where training is in the data, for a trainer that has this loader without its DataModule."""
+        if self._position is None or not isinstance(self.batch_sampler, TrainBatches):
+            return {}
+        epoch, taken = self._position
+        return {"epoch": epoch, "taken": taken}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Nothing, see :meth:`state_dict`."""
+        """Start there, unless the DataModule has said where to; checkpoints of before say nothing."""
+        if state_dict and self.resume is None:
+            self._left = state_dict["epoch"], state_dict["taken"]

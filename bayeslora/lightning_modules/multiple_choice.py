@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from bayeslora.errors import UsageError, require
-from bayeslora.lightning_modules.cut_steps import run_length, unfinished_gradients
+from bayeslora.lightning_modules.cut_steps import places_in_data, run_length, take_up, unfinished_gradients
 from bayeslora.lightning_modules.optimisation import Optimisation
 from bayeslora.lightning_modules.prediction_path import PredictionPath
 from bayeslora.lightning_modules.progress import bar_is_shown
@@ -80,6 +80,7 @@ class MultipleChoiceModule(L.LightningModule):
         self._micro_step = 0
         self._learned = False  # parameters that were trained or read, not just initial
         self._gradients: dict[str, Tensor] = {}
+        self._places: list[dict[str, int]] = []  # in the data
         self._length_before: dict[str, float] = {}
         self._bank: Samples | None = None  # of the evaluation that runs
 
@@ -363,10 +364,8 @@ class MultipleChoiceModule(L.LightningModule):
                     "learning rates and other schedules go on as those of the run as it is now"
                 )
         self._length_before = {}
-        for name, gradient in self._gradients.items():
-            parameter = self.trainable()[name]
-            parameter.grad = gradient.to(parameter.device)
-        self._gradients = {}
+        take_up(self.trainer, self.trainable(), self._gradients, self._places)
+        self._gradients, self._places = {}, []
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits this model, parameter by parameter.
@@ -385,6 +384,7 @@ class MultipleChoiceModule(L.LightningModule):
             )
         check_parameters(checkpoint["state_dict"], self.trainable())
         self._micro_step, self._gradients = own["micro_step"], own["gradients"]
+        self._places = places_in_data(checkpoint)
         self._length_before = own.get("run", {})  # checkpoints of version 0.1.0 have none
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
