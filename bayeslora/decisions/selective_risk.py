@@ -154,9 +154,9 @@ def limits(selection: Tensor, wrong: Tensor, questions: int, risk: float, delta:
     answered = (below / len(ordered) * questions).round()
     allowed = [most_errors(int(n), risk, delta) for n in answered]
     power = [
-        bdtr(k, n, r) if k >= 0 else 0.0 for k, n, r in zip(allowed, answered.tolist(), rate.tolist(), strict=True)
-    ]
-    if max(power) == 0:
+        bdtr(k, n, r) if k >= 0 else -1.0 for k, n, r in zip(allowed, answered.tolist(), rate.tolist(), strict=True)
+    ]  # of many wrong answers it is 0, less than the smallest number there is
+    if max(power) < 0:
         return middles[:0]
     middles = middles[int(torch.tensor(power).argmax()) :]
     chosen = torch.linspace(0, len(middles) - 1, min(_STEPS, len(middles))).round().long()

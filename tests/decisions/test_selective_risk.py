@@ -137,6 +137,15 @@ def test_too_few_questions_say_how_many_and_what_can_be_had() -> None:
     assert one_score(order < 0, order, risk=0.057).best is not None
 
 
+def test_many_wrong_answers_of_one_score_promise_nothing_and_say_so() -> None:
+    """The chance that so many errors pass is less than the smallest number there is: it rounds to zero."""
+    wrong = torch.arange(1000) >= 100
+    scored = Scored({"one_minus_confidence": torch.full((1000,), 0.75, dtype=torch.float64)}, wrong)
+    promise = certify(scored, scored, 0.05, 0.1)
+    assert promise.best is None
+    assert "of the 1000 answers at the strictest threshold 900 are wrong" in promise.reason
+
+
 def test_three_scores_share_delta() -> None:
     generator = torch.Generator().manual_seed(0)
     names = ("one_minus_confidence", "total", "epistemic")
