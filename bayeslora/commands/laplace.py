@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from bayeslora.commands.arguments import CONFIG, callback, configs, take_options, the_adapter
+from bayeslora.commands.arguments import CONFIG, callback, configs, read_files, take_options, the_adapter
 from bayeslora.errors import UsageError
 
 HELP = """\
@@ -63,9 +64,17 @@ def as_tests(args: list[str]) -> list[list[str]]:
         return [[*head, *the_adapter(adapters[-1]), *others]]
     if checkpoints[-1:] != ["all"]:
         return [[*head, *[f"--ckpt_path={checkpoint}" for checkpoint in checkpoints[-1:]], *others]]
-    root = Path((take_options(others, (_ROOT,))[0][_ROOT] or ["runs/default"])[-1]).expanduser()
+    root = _run_folder(files, others)
     saved = sorted((root / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
     if not saved:
         raise UsageError(f"{root} has no checkpoints; give {_ROOT}, the folder of a finished run")
     steps = root / "laplace_steps"
     return [[*head, *others, f"--ckpt_path={file}", f"{_ROOT}={steps / file.stem}"] for file in saved]
+
+
+def _run_folder(files: Sequence[str], options: Sequence[str]) -> Path:
+    """The run folder as ``test`` takes it: what an option names, or else the last configuration that names one."""
+    trainers = [config.get("trainer") for config in read_files(files) if isinstance(config, dict)]
+    named = [trainer.get("default_root_dir") for trainer in trainers if isinstance(trainer, dict)]
+    given = take_options(options, (_ROOT,))[0][_ROOT]
+    return Path([name for name in ("runs/default", *named, *given) if name][-1]).expanduser()

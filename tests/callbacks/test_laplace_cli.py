@@ -155,3 +155,17 @@ def test_the_commands_own_refusals(tmp_path: Path, capsys: pytest.CaptureFixture
         assert message in capsys.readouterr().err
     assert main(["laplace", "--help"]) == 0
     assert as_tests(["-c", str(OVERLAY), "--overwrite"]) == [["test", f"--config={OVERLAY}", "--overwrite"]]
+
+
+def test_every_checkpoint_is_looked_for_where_the_configurations_put_the_run(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("trainer: {default_root_dir: elsewhere}\n")
+    second.write_text(f"trainer: {{default_root_dir: {tmp_path / 'run'}}}\n")
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    (one,) = as_tests(["-c", str(first), "-c", str(second), "-c", str(OVERLAY), "--ckpt_path", "all"])
+    assert one[-2:] == [
+        f"--ckpt_path={checkpoint}",
+        f"--trainer.default_root_dir={tmp_path / 'run' / 'laplace_steps' / 'last'}",
+    ]
