@@ -89,7 +89,7 @@ def conformal_quantile(scores: Tensor, alpha: float) -> float:
     >>> conformal_quantile(torch.arange(1.0, 100.0), 0.1)
     90.0
     """
-    place = math.ceil(round((len(scores) + 1) * (1 - alpha), 9))
+    place = max(1, math.ceil(round((len(scores) + 1) * (1 - alpha), 9)))
     return math.inf if place > len(scores) else float(scores.double().sort().values[place - 1])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayeslora.decisions import prediction_sets
 from bayeslora.decisions.prediction_sets import SetRule
-from bayeslora.decisions.selective_risk import SCORES, Promise, Scored, certify, percent
+from bayeslora.decisions.selective_risk import SCORES, Promise, Scored, at_least, certify, percent
 from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.metrics import scores
 from bayeslora.metrics.answers import UNKNOWN, Answers
@@ -226,10 +226,10 @@ def describe(rule: DecisionRule) -> list[str]:
             continue
         limit = "every question" if math.isinf(best.limit) else f"{SCORES[best.score]} at most {best.limit:.4g}"
         lines.append(
-            f"error at most {percent(promise.risk)} with confidence {percent(1 - promise.delta)}: answer {limit} "
+            f"error at most {percent(promise.risk)} with confidence {at_least(1 - promise.delta)}: answer {limit} "
             f"({best.answered} of {best.questions} calibration questions, {best.wrong} wrong){about}"
         )
     sets = rule.set_rule
     full = "" if math.isfinite(sets.threshold) else f"; {sets.questions} questions are too few, sets hold every option"
-    lines.append(f"prediction sets ({sets.method}) hold the right option in {percent(1 - sets.alpha)}{full}{about}")
+    lines.append(f"prediction sets ({sets.method}) hold the right option in {at_least(1 - sets.alpha)}{full}{about}")
     return lines

@@ -259,7 +259,7 @@ def _same_order(first: Tensor, second: Tensor) -> bool:
 
 def _why_not(promise: Promise, tests: int, questions: int, starts: Sequence[tuple[int, int]]) -> str:
     share = promise.delta / tests
-    asked = f"{percent(promise.risk)} with confidence {percent(1 - promise.delta)}"
+    asked = f"{percent(promise.risk)} with confidence {at_least(1 - promise.delta)}"
     least = fewest(promise.risk, share)
     split = f" (delta is divided among {tests} scores)" if tests > 1 else ""
     if least > questions:
@@ -282,3 +282,12 @@ def percent(share: float) -> str:
     ('5 %', '5.6 %')
     """
     return f"{math.ceil(1000 * share - 1e-9) / 10:g} %"
+
+
+def at_least(share: float) -> str:
+    """A share that is promised to be reached, in per cent: rounded down, so that no more is said than holds.
+
+    >>> at_least(0.9), at_least(0.9996)
+    ('90 %', '99.9 %')
+    """
+    return f"{math.floor(1000 * share + 1e-9) / 10:g} %"

@@ -47,6 +47,7 @@ def test_examples() -> None:
         (500, 0.1, 451),
         (149, 0.18, 123),
         (9, 0.1, 9),
+        (40, 1 - 1e-12, 1),
     ],
 )
 def test_the_quantile_is_the_exact_place(n: int, alpha: float, place: int) -> None:

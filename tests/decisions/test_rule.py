@@ -49,6 +49,12 @@ def test_it_answers_below_its_threshold_and_says_why_it_does_not(rule: DecisionR
     assert decided.sets.gather(1, decided.choice[:, None]).all()
 
 
+def test_a_rule_says_no_more_than_it_promises() -> None:
+    first, *_, last = describe(fit_rule(answers(20, 0), None, "mle", delta=4e-4, alpha=4e-4))
+    assert "with confidence 99.9 %" in first
+    assert "hold the right option in 99.9 %" in last
+
+
 @pytest.mark.parametrize("set_method", ["lac", "aps", "raps"])
 def test_a_question_is_decided_alone_as_in_a_batch(rule: DecisionRule, set_method: str) -> None:
     new, rule = answers(60, 3), rule.at(set_method=set_method)
