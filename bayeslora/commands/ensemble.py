@@ -165,4 +165,7 @@ def _parse(text: str) -> list[int]:
         ids = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"members is {text!r}; allowed: a number, or ids such as 0,3,7") from error
-    return ids if "," in text else ids_of(ids[0])
+    found = ids if "," in text else ids_of(ids[0])
+    holds = bool(found) and min(found) >= 0 and len({*found}) == len(found)
+    require("members", text, holds, "a number above 0, or distinct ids such as 0,3,7")
+    return found

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bayeslora.callbacks.run_folder import holds_files
+from bayeslora.errors import UsageError, require
 from bayeslora.posteriors.members.store import DONE, FAILED, FOLDER, MemberStore
 
 _WORK = "begun"
@@ -44,8 +46,15 @@ class Work:
         Args:
             root: The ensemble's run folder.
             members: How many members, or which, the configuration asks for.
+
+        Raises:
+            UsageError: none are asked for, or the folder holds a run that is no ensemble's, whose posterior the members
+                would take the place of.
         """
         self.wanted = self.wanted or ids_of(members)
+        require("members", members, bool(self.wanted), "a number above 0, or distinct ids of 0 and above")
+        if not (root / FOLDER).exists() and any(holds_files(root / name) for name in ("checkpoints", "posterior")):
+            raise UsageError(f"{root} holds a run that is no ensemble's; give another --trainer.default_root_dir")
         self.root, self.store = root, self.store or MemberStore(root / FOLDER)
         return self.store
 

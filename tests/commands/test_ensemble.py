@@ -132,6 +132,15 @@ def test_a_member_that_fails_alone_leaves_the_rest(
     assert len(load_posterior(tmp_path / "posterior").components) == 2
 
 
+def test_a_run_of_another_kind_keeps_its_posterior(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    adapter = tmp_path / "posterior" / "adapter_model.safetensors"
+    adapter.parent.mkdir()
+    adapter.write_bytes(b"of one network")
+    refused(capsys, arguments("ensemble", tmp_path, data), "holds a run that is no ensemble's")
+    assert adapter.read_bytes() == b"of one network"
+    assert not (tmp_path / "members").exists()
+
+
 def test_one_member_of_a_job_array(
     joint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -252,4 +261,7 @@ def test_killed_anywhere_and_continued(data: Path, tmp_path: Path) -> None:
 def test_refusals(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     refused(capsys, arguments("ensemble", tmp_path, data, "--mode", "both"), "mode is 'both'", "joint")
     refused(capsys, arguments("ensemble", tmp_path, data, "--members", "many"), "members is 'many'")
+    for none in ("0", "-3", "0,-1", "1,1"):
+        refused(capsys, arguments("ensemble", tmp_path, data, "--members", none), f"members is '{none}'; allowed")
+    refused(capsys, arguments("ensemble", tmp_path, data, "--model.members=0"), "members is 0; allowed")
     refused(capsys, arguments("ensemble", tmp_path, data, "--model=LoRAModule"), "has no members")
