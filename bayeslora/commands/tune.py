@@ -40,6 +40,7 @@ def main(args: Sequence[str]) -> int:
     if given.cell:
         _run_trial(tuning, given.cell)
         return 0
+    _check_configuration(tuning)
     if not tuning.starts_inside():
         console.print(
             "the configuration as it is lies outside of the space: it is run, and proposals do not know of it"
@@ -91,6 +92,20 @@ def _value(config: Mapping[str, Any], name: str) -> Any:
             return None
         found = inner[key]
     return found
+
+
+def _check_configuration(tuning: Tuning) -> None:
+    """Refuse a folder whose trials were made with another configuration: trial 0 is the configuration as it is.
+
+    A trial that has ended is not run again, so that no process of its own would notice.
+    """
+    from bayeslora.commands.resolved import Documents
+
+    grid = tuning.grid([_trial(tuning, f"{DATASET}/0")])
+    documents = Documents(grid)
+    for cell in cells(grid):
+        cell.check(documents.of(cell))
+    documents.contents.keep()
 
 
 def _trial(tuning: Tuning, key: str) -> Trial:

@@ -84,6 +84,16 @@ def test_trials_predict_the_validation_questions_and_a_second_call_runs_nothing(
     assert len(begun) == 2
 
 
+def test_trials_of_another_configuration_are_not_gone_on_with(
+    command: list[str], begun: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main([*command, "--cell", "trial/0/0"]) == 0
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("max_steps: 2", "max_steps: 3"))
+    refused(capsys, command, "holds a run of another configuration: configuration trainer.max_steps was 2 and is 3")
+    assert begun == []
+
+
 def test_on_slurm_a_batch_is_written_at_a_time(command: list[str], capsys: pytest.CaptureFixture) -> None:
     assert main([*command, "--engine", "slurm"]) == 0
     assert "2 runs are written; submit them with" in capsys.readouterr().out
