@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 STANDARD = "-"
 _BATCHES = 8  # of the run, that are read and answered at a time
 _SKIP = "--skip-bad-lines"
+_LEFT = "move it away, give another --out, or start over with --overwrite"
+_TEXTS = ("question", "question_stem", "context", "sentence", "sentence1", "sentence2")  # of a question
+_SAME = 0.02  # between a probability in one batch and in another: what bf16 takes, see docs/serving.md
 Line = tuple[int, Any]  # its number, from 1 on, and what stands there: a row, or what is wrong with it
 
 
@@ -33,7 +36,8 @@ def predict(
 ) -> tuple[int, int]:
     """Answer every question of a file, in a stream: memory does not grow with the file.
 
-    A process that is killed leaves its answers in ``<out>.partial``; the same call goes on behind them.
+    A process that is killed leaves its answers in ``<out>.partial``; the same call goes on behind them. Those to other
+    questions or of another run are refused: the questions are compared, and the first of them are answered again.
 
     Args:
         run: Folder of a run that was tested.
@@ -49,7 +53,8 @@ def predict(
         How many questions were answered by this call, and how many lines were left out.
 
     Raises:
-        UsageError: the run cannot answer, a file that is not there or in the way, or a line that is no question.
+        UsageError: the run cannot answer, a file that is not there or in the way, a line that is no question, or
+            answers that were left of something else.
         RunError: answers could not be written.
     """
     from bayeslora.results.answer_writer import AnswerWriter
@@ -59,17 +64,53 @@ def predict(
     with AnswerWriter(out, overwrite) as writer:
         predictor = Predictor.from_run(run, device)
         asked = _Asked(predictor, str(questions), skip_bad_lines)
-        left, answered = writer.done, 0
+        left, answered = writer.left(), 0
+        checked = writer.done == 0
         with _progress(questions) as step:
             while chunk := list(islice(lines, _BATCHES * predictor.kept.batch_size)):
                 found = asked.prepared(chunk)
-                done, left = min(left, len(found)), max(0, left - len(found))
-                if fresh := found[done:]:
+                before = list(islice(left, len(found)))
+                _check_left(before, found, None if checked else predictor, writer.partial)
+                checked = True
+                if fresh := found[len(before) :]:
                     prepared, rows = zip(*fresh, strict=True)
                     writer.write(predictor.rows(prepared, rows))
                 answered += len(fresh)
                 step(len(chunk))
+        _check_left(list(islice(left, 1)), [], None, writer.partial)
     return answered, asked.left_out
+
+
+def _check_left(
+    rows: Sequence[dict[str, Any]],
+    asked: Sequence[tuple[Prepared, dict[str, Any]]],
+    predictor: Predictor | None,
+    partial: Path,
+) -> None:
+    """Refuse answers that were left by a command with other questions or, where a predictor is given, another run.
+
+    Args:
+        rows: The answers.
+        asked: The questions, at least as many, that they should be answers to.
+        predictor: Answers them again, as far as the arithmetic of a batch's shape lets it give the same; None does not.
+        partial: The file that they are in.
+    """
+    pairs = list(zip(rows, asked, strict=False))
+    if len(pairs) < len(rows) or not all(starmap(_is_of, pairs)):
+        raise UsageError(f"{partial} holds answers to other questions; {_LEFT}")
+    if predictor is None:
+        return
+    again = predictor.rows([prepared for _, (prepared, _) in pairs], [{}] * len(pairs))
+    for row, own in zip(rows, again, strict=True):
+        if any(abs(a - b) > _SAME for a, b in zip(row["probabilities"], own["probabilities"], strict=True)):
+            raise UsageError(f"{partial} holds answers of another run; {_LEFT}")
+
+
+def _is_of(row: dict[str, Any], asked: tuple[Prepared, dict[str, Any]]) -> bool:
+    """Whether an answer is one to this question."""
+    question, given = asked[0].question, asked[1]
+    same = row.get("id") == question.id and row.get("options") == list(question.options)
+    return same and all(row.get(name) == given.get(name) for name in _TEXTS)
 
 
 class _Asked:

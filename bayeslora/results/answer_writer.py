@@ -61,6 +61,14 @@ class AnswerWriter:
         self._stream.truncate(end)
         return self
 
+    def left(self) -> Iterator[Row]:
+        """The answers that an earlier process has left.
+
+        Raises:
+            UsageError: a line that is no answer.
+        """
+        return islice(json_rows(self.partial), self.done)
+
     def write(self, rows: Iterable[Row]) -> None:
         """Append rows.
 

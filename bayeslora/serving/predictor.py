@@ -19,7 +19,7 @@ from bayeslora.datamodules.option_order import merge_orders
 from bayeslora.datamodules.question import Question, from_choices, from_options, from_sentences, has_sentences
 from bayeslora.datamodules.tokenizer import load_tokenizer
 from bayeslora.decisions.rule import DecisionRule
-from bayeslora.errors import RunError, UsageError
+from bayeslora.errors import RunError, UsageError, in_one_line
 from bayeslora.lightning_modules.bare_base import BareBase
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.metrics.answers import Answers
@@ -60,7 +60,7 @@ class Predictor:
         device: ``cpu``, ``cuda`` or another torch device; ``auto`` takes a GPU where there is one.
 
     Raises:
-        UsageError: a base model that is not there, or is not the run's.
+        UsageError: a base model that is not there, or is not the run's; a device that is not there.
 
     Example:
         >>> run = test_a_run()
@@ -71,8 +71,7 @@ class Predictor:
     """
 
     def __init__(self, kept: Kept, device: str = "auto") -> None:
-        found = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.kept, self.device = kept, torch.device(found)
+        self.kept, self.device = kept, _device(device)
         self.run: Path | None = None  # the folder it comes from
         self.prompting = kept.prompting
         self.tokenizer = load_tokenizer(kept.prompting.tokenizer, kept.prompting.revision)
@@ -323,6 +322,17 @@ def _in_one_line(make: Callable[..., Question], *args: Any) -> Question:
         return make(*args)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(str(error)) from error
+
+
+def _device(name: str) -> torch.device:
+    """A device by its name; a GPU where there is one for ``auto``."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # no name of a device, or none of its kind on this machine
+        raise UsageError(f"device {name} cannot be used here ({in_one_line(error)}); give auto or cpu") from error
+    return torch.device(name)
 
 
 def _module(kept: Kept, device: torch.device) -> MultipleChoiceModule:

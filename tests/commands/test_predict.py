@@ -84,6 +84,29 @@ def test_a_killed_command_is_continued(run: Path, tmp_path: Path, monkeypatch: p
         assert row["probabilities"] == pytest.approx(own["probabilities"], abs=1e-6)
 
 
+def test_what_was_left_of_other_questions_or_another_run_is_not_gone_on_with(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(command, "_BATCHES", 1)
+    ask(run, tmp_path / "whole.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()[:6]]
+    partial = tmp_path / "cut.jsonl.partial"
+    others = {**rows[5], "question": "Another?"}
+    run_of_before = {**rows[0], "probabilities": rows[0]["probabilities"][::-1]}
+    for left, said in (
+        ([*rows[:5], others], "holds answers to other questions"),
+        ([*rows, *rows, *rows], "holds answers to other questions"),
+        ([run_of_before, *rows[1:]], "holds answers of another run"),
+    ):
+        partial.write_text("".join(json.dumps(row) + "\n" for row in left))
+        before = partial.read_bytes()
+        assert ask(run, tmp_path / "cut.jsonl") == 2
+        assert said in capsys.readouterr().err
+        assert partial.read_bytes() == before
+        assert not (tmp_path / "cut.jsonl").exists()
+    assert ask(run, tmp_path / "cut.jsonl", "--overwrite") == 0
+
+
 def test_bad_lines_have_a_number_and_can_be_left_out(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +146,8 @@ def test_streams_and_files_that_are_in_the_way(
         assert message in capfdbinary.readouterr().err
     with pytest.raises(UsageError, match="no file of questions"):
         command.predict(run, tmp_path / "none.jsonl", tmp_path / "x.jsonl")
+    with pytest.raises(UsageError, match=r"device tpu cannot be used here .*; give auto or cpu"):
+        command.predict(run, run / "asked.jsonl", tmp_path / "x.jsonl", device="tpu")
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
