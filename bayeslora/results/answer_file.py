@@ -24,6 +24,7 @@ A column of the question that has one of these names and is not the same thing i
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,17 +163,33 @@ def _stacked(vectors: Sequence[Sequence[float]]) -> Tensor:
 
 
 def _checked(row: Row, where: str) -> Row:
-    probs, label = row["probabilities"], row["label"]
-    numbers = [*(probs if isinstance(probs, list) else [None]), row["aleatoric"]]
-    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in numbers):
+    probs, label, true, members = (row[name] for name in ("probabilities", "label", "true_probs", "set"))
+    if not (_are_numbers(probs) and _are_numbers([row["aleatoric"]])):
         raise UsageError(f"{where} lacks numbers in 'probabilities' or 'aleatoric', which `bayeslora predict` writes")
-    if len(probs) < 2 or min(probs) < 0 or not abs(sum(probs) - 1) <= _TOLERANCE:
+    if not _is_law(probs):
         raise UsageError(f"{where} has 'probabilities' that do not sum to one: {probs}")
+    if true is not None and not (_are_numbers(true) and len(true) == len(probs) and _is_law(true)):
+        raise UsageError(f"{where} has 'true_probs' {true}; allowed: as many numbers as options, which sum to one")
     if type(label) is not int or not 0 <= label < len(probs):
         raise UsageError(f"{where} has label {label!r}; allowed: 0 to {len(probs) - 1}, or null where it is not known")
-    if not set(row["set"] or ()) <= set(range(len(probs))):
-        raise UsageError(f"{where} has the set {row['set']}; allowed: indices from 0 to {len(probs) - 1}")
+    places = range(len(probs))
+    if members is not None and not (isinstance(members, list) and all(type(m) is int and m in places for m in members)):
+        raise UsageError(f"{where} has the set {members}; allowed: indices from 0 to {len(probs) - 1}")
+    if not (row["abstain"] is None or isinstance(row["abstain"], bool)):
+        raise UsageError(f"{where} has 'abstain' {row['abstain']!r}; allowed: true, false, or null")
     return row
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether something is a list of finite numbers."""
+    if not isinstance(values, list):
+        return False
+    return all(type(value) in (int, float) and abs(value) <= sys.float_info.max for value in values)
+
+
+def _is_law(values: Sequence[float]) -> bool:
+    """Whether two numbers or more are probabilities that sum to one."""
+    return len(values) >= 2 and min(values) >= 0 and abs(sum(values) - 1) <= _TOLERANCE
 
 
 def json_lines(stream: Iterable[bytes]) -> Iterator[tuple[int, Row | str]]:

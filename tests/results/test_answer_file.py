@@ -146,6 +146,13 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
         r"row 1 of .* sum to one: \[0.5, 0.6\]": [{**good[0], "probabilities": [0.5, 0.6]}],
         "row 1 of .* has label 9; allowed: 0 to 2": [{**good[0], "label": 9}],
         "row 1 of .* has the set": [{**good[0], "set": [7]}],
+        r"row 1 of .* has the set \[\[0\]\]": [{**good[0], "set": [[0]]}],
+        "row 1 of .* has the set 3": [{**good[0], "set": 3}],
+        r"row 1 of .* has the set \[True\]": [{**good[0], "set": [True]}],
+        "row 1 of .* has 'true_probs'": [{**good[0], "true_probs": [5, 3, 1]}],
+        "row 1 of .* has 'true_probs' x": [{**good[0], "true_probs": "x"}],
+        "row 1 of .* has 'abstain' 'no'": [{**good[0], "abstain": "no"}],
+        "row 1 of .* lacks numbers in .* or 'aleatoric'": [{**good[0], "aleatoric": float("nan")}],
         "none of the 1 answers in .* has a label": [{**good[0], "label": None}],
     }
     for message, lines in cases.items():
