@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import yaml
 
-from bayeslora.errors import UsageError
+from bayeslora.configs.yaml_once import OnceLoader
+from bayeslora.errors import UsageError, require
 
 CONFIG = "--config"
 _SHORT = {"-c": CONFIG}
 _SEED = "--seed_everything"
+_LARGEST_SEED = 2**32 - 1  # numpy's
 
 
 def take_options(args: Sequence[str], names: Collection[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -36,20 +39,6 @@ def take_options(args: Sequence[str], names: Collection[str]) -> tuple[dict[str,
     return values, others
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """Reads YAML whose mappings have every key once; the last of two would win without a word."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """A mapping; a key that is there already is an error that names it."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
-        if twice is not None:
-            raise UsageError(
-                f"{self.name}, line {node.start_mark.line + 1}: the key {twice!r} is there twice; keep one"
-            )
-        return super().construct_mapping(node, deep)
-
-
 def read_files(files: Sequence[str]) -> list[Any]:
     """What configuration files say, read before anything else so that what is wrong with them is said first.
 
@@ -65,7 +54,7 @@ def read_files(files: Sequence[str]) -> list[Any]:
             continue
         try:
             with Path(file).open(encoding="utf-8") as stream:
-                found.append(yaml.load(stream, _OnceLoader))
+                found.append(yaml.load(stream, OnceLoader))
         except UnicodeDecodeError:
             raise UsageError(f"{file} is not in UTF-8; save it as UTF-8 text") from None
         except yaml.YAMLError as error:
@@ -91,7 +80,10 @@ def _drawn_seed(args: list[str], files: Sequence[Any]) -> list[str]:
     seeds, others = take_options(args, (_SEED,))
     in_files = [file[_SEED[2:]] for file in files if isinstance(file, dict) and _SEED[2:] in file]
     given = seeds[_SEED] or in_files[-1:]
-    if str(given[-1] if given else None).lower() != "true":
+    seed = str(given[-1] if given else None)
+    if re.fullmatch(r"[+-]?\d+", seed):
+        require(_SEED[2:], seed, 0 <= int(seed) <= _LARGEST_SEED, f"a whole number from 0 to {_LARGEST_SEED}, or true")
+    if seed.lower() != "true":
         return args
     return [*others, f"{_SEED}={secrets.randbelow(2**31)}"]
 

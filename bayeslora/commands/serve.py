@@ -34,7 +34,8 @@ def serve(
         device: ``auto``, ``cpu`` or ``cuda``.
         seconds: After which a request is refused.
         in_flight: Questions in flight at most; a request beyond is refused.
-        batch_size: Questions in a pass; None takes the run's.
+        batch_size: Questions that are gathered before they are answered, in passes of the run's own eval_batch_size;
+            None gathers as many as one pass takes.
 
     Raises:
         UsageError: the server's packages are missing, the run cannot answer, or the port is taken.
@@ -83,7 +84,11 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument("--seconds", type=float, default=30.0, help="after which a request is refused (default 30)")
     parser.add_argument("--in-flight", type=int, default=512, help="questions in flight at most (default 512)")
-    parser.add_argument("--batch-size", type=int, help="questions in a pass (default: the run's eval_batch_size)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help="questions gathered at most, answered in passes of the run's eval_batch_size (default: one pass)",
+    )
     given = parser.parse_args(args)
     serve(given.run, given.host, given.port, given.device, given.seconds, given.in_flight, given.batch_size)
     return 0

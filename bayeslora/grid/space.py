@@ -14,6 +14,7 @@ from bayeslora.grid.specification import read_mapping
 SAMPLERS = ("tpe", "random", "grid")
 _KEYS = ("sampler", "trials", "batch", "seeds", "seed", "threads", "parameters")
 _RANGE_KEYS = ("low", "high", "log", "step")
+_OWN = ("seed_everything", "trainer.default_root_dir")  # of every trial
 Value = bool | int | float | str
 
 
@@ -84,6 +85,11 @@ def read_space(file: Path) -> Space:
     content = read_mapping(file, "the space", _KEYS)
     given: Any = content.get("parameters")
     require(f"{file}: parameters", given, isinstance(given, dict) and bool(given), "options with their ranges or lists")
+    own = next((name for name in given if name in _OWN), None)
+    if own is not None:
+        raise UsageError(
+            f"{file}: {own} is no parameter, since every trial is given its own; leave it out, see `seeds`"
+        )
     parameters = {str(name): _domain(file, str(name), value) for name, value in given.items()}
     sampler = content.get("sampler", "tpe")
     require_choice(f"{file}: sampler", sampler, SAMPLERS)

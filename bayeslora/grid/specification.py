@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from bayeslora.configs import CONFIGS
+from bayeslora.configs.yaml_once import OnceLoader
 from bayeslora.errors import UsageError, require, require_choice
 
 _KEYS = ("title", "out", "seeds", "threads", "reference", "published", "common", "datasets", "methods")
@@ -267,7 +268,8 @@ def read_mapping(file: Path, what: str, keys: Sequence[str]) -> dict[str, Any]:
 
 def _load(file: Path, what: str) -> Any:
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        with file.open(encoding="utf-8") as stream:
+            return yaml.load(stream, OnceLoader)
     except FileNotFoundError:
         raise UsageError(f"there is no file {file}; give the file of {what}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -33,7 +33,7 @@ class AnswerWriter:
         done: Number of answers that an earlier process has left in the partial file.
 
     Raises:
-        UsageError: another ending, or a file that is there already.
+        UsageError: another ending, a directory, or a file that is there already.
     """
 
     def __init__(self, path: str | Path, overwrite: bool = False) -> None:
@@ -45,6 +45,8 @@ class AnswerWriter:
         if self.standard:
             return
         check_ending(self.path)
+        if self.path.is_dir():
+            raise UsageError(f"{self.path} is a directory; give a file")
         if self.path.exists() and not overwrite:
             raise UsageError(f"{self.path} exists; give another file, or overwrite=True (--overwrite)")
         if overwrite:

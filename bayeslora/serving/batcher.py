@@ -49,7 +49,7 @@ class Batcher:
         predictor: Answers questions; used by this thread alone.
         most: Questions in flight at most; a call beyond is refused at once.
         wait: Seconds that a batch is held open.
-        size: Questions in a pass; None takes the run's batch size.
+        size: Questions of a batch, which the predictor answers in passes of the run's batch size; None takes that.
     """
 
     def __init__(self, predictor: Predictor, most: int = 512, wait: float = 0.004, size: int | None = None) -> None:

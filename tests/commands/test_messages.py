@@ -29,6 +29,7 @@ def test_a_configuration_that_is_none(content: bytes, part: str, tmp_path: Path,
     ("option", "part"),
     [
         ("--trainer.precision=fp16", "trainer.precision is fp16; allowed: 64, 32, 16,"),
+        ("--seed_everything=-1", "seed_everything is '-1'; allowed: a whole number from 0 to 4294967295, or true"),
         ("--trainer.max_epochs=1.5", "trainer.max_epochs is 1.5; allowed: a whole number, null"),
         ("--trainer.enable_checkpointing=false", "--trainer.fast_dev_run"),
         ("--model.lora.alpha=0", "lora.alpha is 0.0; allowed: above 0"),

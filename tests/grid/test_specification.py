@@ -95,6 +95,13 @@ def test_what_is_refused(library: Path, changes: dict[str, Any], message: str) -
     assert "\n" not in str(refused.value)
 
 
+def test_a_key_that_is_there_twice_is_refused(library: Path) -> None:
+    file = library / "twice.yaml"
+    file.write_text("methods: [mle]\ndatasets: [arc]\nmethods: [blob]\n")
+    with pytest.raises(UsageError, match=r"twice.yaml, line 1: the key 'methods' is there twice; keep one"):
+        read_grid(file)
+
+
 def test_rows_and_keys_that_are_not_there(library: Path) -> None:
     found = grid(library)
     with pytest.raises(UsageError, match="method is 'tfb'; allowed: mle, blob, temperature"):

@@ -59,6 +59,11 @@ def test_the_trials_are_the_same_whatever_is_killed(tmp_path: Path, sampler: str
     assert whole[2].failed
 
 
+def test_what_every_trial_is_given_is_no_parameter(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="seed_everything is no parameter, since every trial is given its own"):
+        _space(tmp_path, parameters={"seed_everything": [1, 2]})
+
+
 def test_another_batch_is_another_tuning_and_so_is_another_version(tmp_path: Path) -> None:
     pytest.importorskip("optuna", reason="needs Optuna: pip install 'bayeslora[tune]'")
     space = _space(tmp_path, trials=4, batch=2)

@@ -95,6 +95,12 @@ def test_a_killed_stream_is_continued(tmp_path: Path) -> None:
     assert list(read_rows(file)) == made[:1]
 
 
+def test_a_directory_is_no_file_of_answers(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").mkdir()
+    with pytest.raises(UsageError, match=r"answers.jsonl is a directory; give a file"):
+        AnswerWriter(tmp_path / "answers.jsonl", overwrite=True)
+
+
 def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
     made, file = rows(answers(40)), tmp_path / "answers.jsonl"
 

@@ -7,21 +7,14 @@ from typing import Any
 
 import yaml
 
+from bayeslora.configs.yaml_once import KeysOnce
 from bayeslora.errors import UsageError
 
 ENDINGS = (".yaml", ".yml", ".json")
 
 
-class _Texts(yaml.BaseLoader):
+class _Texts(KeysOnce, yaml.BaseLoader):
     """Reads YAML whose every value is text, so that ``yes`` and ``no`` are words, and whose keys stand once."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """A mapping; a key that is there already is an error that names it."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := next((key for place, key in enumerate(keys) if key in keys[:place]), None):
-            line = node.start_mark.line + 1
-            raise UsageError(f"{self.name}, line {line}: the key {twice!r} is there twice; keep one")
-        return super().construct_mapping(node, deep)
 
 
 def is_file_name(name: str) -> bool:
