@@ -14,11 +14,11 @@ from bayeslora.commands import parsers
 from bayeslora.commands.engines import check_engine_options
 from bayeslora.commands.lightning import CommandLine, run, run_folder
 from bayeslora.commands.member_jobs import train_on_engine
-from bayeslora.commands.member_work import NothingLeft, Work, ids_of
+from bayeslora.commands.member_work import NothingLeft, Work
 from bayeslora.errors import RunError, UsageError, require, require_choice
 from bayeslora.grid.environment import end_with
 from bayeslora.models.memory import give_back
-from bayeslora.posteriors.members.store import DAMAGED, DONE, FAILED
+from bayeslora.posteriors.members.store import DAMAGED, DONE, FAILED, ids_of
 
 MODES = ("auto", "joint", "sequential")
 
@@ -165,7 +165,4 @@ def _parse(text: str) -> list[int]:
         ids = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"members is {text!r}; allowed: a number, or ids such as 0,3,7") from error
-    found = ids if "," in text else ids_of(ids[0])
-    holds = bool(found) and min(found) >= 0 and len({*found}) == len(found)
-    require("members", text, holds, "a number above 0, or distinct ids such as 0,3,7")
-    return found
+    return ids_of(ids if "," in text else ids[0])

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora.callbacks.run_folder import holds_files
-from bayeslora.errors import UsageError, require
-from bayeslora.posteriors.members.store import DONE, FAILED, FOLDER, MemberStore
+from bayeslora.errors import UsageError
+from bayeslora.posteriors.members.store import DONE, FAILED, FOLDER, MemberStore, ids_of
 
 _WORK = "begun"
 _LOOK_AGAIN = 1.0  # seconds, while another process trains the one member that is wanted
@@ -52,7 +52,6 @@ class Work:
                 would take the place of.
         """
         self.wanted = self.wanted or ids_of(members)
-        require("members", members, bool(self.wanted), "a number above 0, or distinct ids of 0 and above")
         if not (root / FOLDER).exists() and any(holds_files(root / name) for name in ("checkpoints", "posterior")):
             raise UsageError(f"{root} holds a run that is no ensemble's; give another --trainer.default_root_dir")
         self.root, self.store = root, self.store or MemberStore(root / FOLDER)
@@ -129,11 +128,6 @@ class Work:
 
 def _work_folder(store: MemberStore, group: Sequence[int]) -> Path:
     return store.folder / _WORK / "-".join(f"{member:03d}" for member in group)
-
-
-def ids_of(members: Any) -> list[int]:
-    """Ids of members: the first so many, or those that are listed."""
-    return list(range(members)) if isinstance(members, int) else list(members)
 
 
 def _ids_of_folder(checkpoint: Path) -> list[int]:

@@ -30,7 +30,7 @@ from bayeslora.models.members import (
     rows_of,
     stack_members,
 )
-from bayeslora.posteriors.members.store import DAMAGED, MemberStore
+from bayeslora.posteriors.members.store import DAMAGED, MemberStore, ids_of
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import check_same_parameters
@@ -102,9 +102,7 @@ class LoRAEnsemble(MultipleChoiceModule):
         **common: Any,
     ) -> None:
         super().__init__(backbone, lora, **common)
-        ids = list(range(members)) if isinstance(members, int) else list(members)
-        if not ids or len(set(ids)) != len(ids) or min(ids) < 0:
-            raise UsageError(f"members is {members}; allowed: a number above 0, or distinct ids of 0 and above")
+        ids = ids_of(members)
         for name, value in {"l2_product": l2_product, "kl_to_base": kl_to_base}.items():
             if not value >= 0:
                 raise UsageError(f"{name} is {value}; allowed: 0 or more")

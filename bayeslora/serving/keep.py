@@ -12,6 +12,7 @@ from bayeslora.callbacks.decision import Decision
 from bayeslora.callbacks.laplace import Laplace
 from bayeslora.callbacks.posterior import PosteriorCallback
 from bayeslora.callbacks.predictions import method_of
+from bayeslora.callbacks.run_folder import keeps
 from bayeslora.callbacks.temperature import Temperature
 from bayeslora.datamodules.multiple_choice import MultipleChoiceDataModule
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
@@ -43,7 +44,7 @@ class KeepForServing(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(pl_module, MultipleChoiceModule) or not isinstance(data, MultipleChoiceDataModule):
             return
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not keeps(trainer):
             return
         root = Path(trainer.default_root_dir)
         save(self._kept(trainer, pl_module, data), root, pl_module.model.adapter_config, _on_disk(trainer, root))

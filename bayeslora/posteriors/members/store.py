@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bayeslora.errors import UsageError
+from bayeslora.errors import UsageError, require
 from bayeslora.files import clear_leftovers_of, file_checksum, read_record, replacing_folder, write_json, write_record
 from bayeslora.posteriors.members.locks import MemberLocks
 from bayeslora.posteriors.mixture import Mixture
@@ -29,6 +29,21 @@ DONE, FAILED, DAMAGED = "done", "failed", "damaged"
 _MARK, _RECORD, _MANIFEST = "DONE", "member.json", "manifest.json"
 _MANIFEST_REMEDY = "remove it: it is made again from the members' folders"
 _RECORD_REMEDY = "remove its folder: `bayeslora ensemble` trains the member again"
+
+
+def ids_of(members: int | Sequence[int]) -> list[int]:
+    """Ids of members: the first so many, or those that are listed.
+
+    Args:
+        members: How many, or which.
+
+    Raises:
+        UsageError: none at all, one that is there twice, or one below 0.
+    """
+    ids = list(range(members)) if isinstance(members, int) else list(members)
+    holds = bool(ids) and min(ids) >= 0 and len({*ids}) == len(ids)
+    require("members", members, holds, "a number above 0, or distinct ids of 0 and above")
+    return ids
 
 
 class MemberStore:
