@@ -261,7 +261,7 @@ def test_killed_anywhere_and_continued(data: Path, tmp_path: Path) -> None:
 def test_refusals(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     refused(capsys, arguments("ensemble", tmp_path, data, "--mode", "both"), "mode is 'both'", "joint")
     refused(capsys, arguments("ensemble", tmp_path, data, "--members", "many"), "members is 'many'")
-    for none in ("0", "-3", "0,-1", "1,1"):
-        refused(capsys, arguments("ensemble", tmp_path, data, "--members", none), f"members is {none}; allowed")
+    for given, said in {"0": "0", "-3": "-3", "0,-1": "[0, -1]", "1,1": "[1, 1]"}.items():
+        refused(capsys, arguments("ensemble", tmp_path, data, "--members", given), f"members is {said}; allowed")
     refused(capsys, arguments("ensemble", tmp_path, data, "--model.members=0"), "members is 0; allowed")
     refused(capsys, arguments("ensemble", tmp_path, data, "--model=LoRAModule"), "has no members")
