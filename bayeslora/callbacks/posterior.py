@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from bayeslora.lightning_modules.prediction_path import (
 from bayeslora.lightning_modules.sample_bank import draw_bank, weight_samples
 from bayeslora.models.foreign_dropout import dropout_draw, dropout_layers
 from bayeslora.models.in_place import restored_weights, write_weights
-from bayeslora.posteriors.mixture import Mixture
+from bayeslora.posteriors.mixture import Mixture, even_share
 from bayeslora.posteriors.on_device import release
 from bayeslora.posteriors.state import check_same_parameters, load_posterior
 from bayeslora.streams import stream
@@ -198,15 +199,17 @@ class PosteriorCallback(Attached, ABC):
         return self.prediction(pl_module, posterior).predictor(pl_module, posterior, self.logits_fn)
 
     def _draws(self, posterior: Posterior) -> int:
-        """How many samples to draw: S for every component of a mixture."""
-        return self.samples * len(getattr(posterior, "components", [posterior]))
+        """How many samples to draw: S for every component of a mixture, or more, so that parts of it weigh the same."""
+        share, components = even_share(posterior), getattr(posterior, "components", [posterior])
+        return share * math.ceil(self.samples * len(components) / share)
 
 
 class SavedPosteriors(PosteriorCallback):
     """Predicts with posteriors that finished runs left in their ``posterior/`` folders, as one mixture.
 
     Several SWAG runs make MultiSWAG, several plain runs an ensemble. Every component keeps its own S samples; M
-    components give M * S members in their order, so that disagreement between runs counts in every uncertainty.
+    components give M * S members in their order, so that disagreement between runs counts in every uncertainty. Where a
+    run left a mixture itself, as an ensemble does, S becomes the next multiple of its number of members.
 
     Args:
         posteriors: Folders that hold a ``posterior.json``.

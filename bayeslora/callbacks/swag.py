@@ -136,10 +136,14 @@ class SWAG(PosteriorCallback):
         return self.members[0] if len(self.members) == 1 else None
 
     @property
+    def _least(self) -> int:
+        """Snapshots without which there is no posterior."""
+        return 1 if self.mode == "swa" else 2
+
+    @property
     def posterior(self) -> Posterior | None:
         """What the snapshots so far make; None where they are too few, or prediction is left to others."""
-        least = 1 if self.mode == "swa" else 2
-        enough = [self.members[index].count >= least for index in self._usable] or [False]
+        enough = [self.members[index].count >= self._least for index in self._usable] or [False]
         return self.required_posterior() if all(enough) and self.predict is not None else None
 
     def required_posterior(self) -> Posterior:
@@ -297,12 +301,14 @@ class SWAG(PosteriorCallback):
         return after >= 0 and after % self.every == 0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say so where training ended, by early stopping for instance, before anything was collected."""
-        if not any(moments.count for moments in self.members) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Say so where training ended, by early stopping for instance, before there were snapshots to predict with."""
+        few = [(self.members[index].count, index) for index in self._usable if self.members[index].count < self._least]
+        if few and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            whose = f" of member {pl_module.member_ids[few[0][1]]}" if len(self.members) > 1 else ""  # type: ignore[index]
             rank_zero_warn(
-                f"SWAG has collected nothing: training ended in epoch {trainer.current_epoch} after "
-                f"{trainer.global_step} steps, collection was to start at {self.unit} {self._first}; give an earlier "
-                "start, or let the run go on"
+                f"SWAG has {few[0][0]} snapshots{whose}, mode {self.mode} needs {self._least}: training ended in epoch "
+                f"{trainer.current_epoch} after {trainer.global_step} steps, collection was to start at {self.unit} "
+                f"{self._first}; give an earlier start, or let the run go on"
             )
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,3 +67,23 @@ class Mixture:
             state: The mixture's own state, as plain values.
         """
         return cls(components)
+
+
+def even_share(posterior: Posterior) -> int:
+    """The least number of draws of which every part of a posterior gets as many as its weight says.
+
+    It is 1, or for a mixture of M components M times the least common multiple of theirs.
+
+    Args:
+        posterior: Any posterior; a mixture's components may be mixtures.
+
+    Example:
+        >>> import torch
+        >>> from bayeslora.posteriors.point import Point
+        >>> point = Point({"w": torch.zeros(2)})
+        >>> even_share(Mixture([Mixture([point] * 3), Mixture([point] * 2)]))
+        12
+    """
+    if not isinstance(posterior, Mixture):
+        return 1
+    return len(posterior.components) * math.lcm(*map(even_share, posterior.components))

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from bayeslora.errors import RunError, UsageError
 from bayeslora.files import replacing
 from bayeslora.results.answer_file import CHUNK, Row, check_ending, json_rows
@@ -23,7 +25,8 @@ class AnswerWriter:
     """Writes answers in a stream; what a killed process has written is kept and continued.
 
     Rows go to ``<path>.partial`` as JSON lines and are flushed batch by batch. When the block ends without an error the
-    file takes its name, or is turned into parquet where the name ends so. ``-`` is the standard output.
+    file takes its name, or is turned into parquet where the name ends so. One process at a time writes a file. ``-`` is
+    the standard output.
 
     Args:
         path: The file to write: ``.jsonl``, ``.parquet``, or ``-``.
@@ -33,24 +36,27 @@ class AnswerWriter:
         done: Number of answers that an earlier process has left in the partial file.
 
     Raises:
-        UsageError: another ending, a directory, or a file that is there already.
+        UsageError: another ending, a directory, a file that is there already, or, when the block begins, one that
+            another process is writing.
     """
 
     def __init__(self, path: str | Path, overwrite: bool = False) -> None:
         self.standard = str(path) == "-"
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
-        self.done = 0
+        self.done, self.overwrite = 0, overwrite
         self._stream: IO[bytes] | None = None
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), fallback_to_soft=False)
         if self.standard:
             return
         check_ending(self.path)
         if self.path.is_dir():
             raise UsageError(f"{self.path} is a directory; give a file")
-        if self.path.exists() and not overwrite:
+        self._refuse_what_is_there()
+
+    def _refuse_what_is_there(self) -> None:
+        if self.path.exists() and not self.overwrite:
             raise UsageError(f"{self.path} exists; give another file, or overwrite=True (--overwrite)")
-        if overwrite:
-            self.partial.unlink(missing_ok=True)
 
     def __enter__(self) -> AnswerWriter:
         """Open the stream, behind the last whole line that is there."""
@@ -58,6 +64,15 @@ class AnswerWriter:
             self._stream = sys.stdout.buffer
             return self
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                f"another process is writing {self.path}; wait until it ends, or give another file"
+            ) from None
+        self._refuse_what_is_there()  # the process that was writing it may just have ended
+        if self.overwrite:
+            self.partial.unlink(missing_ok=True)
         self._stream = self.partial.open("ab+")
         self.done, end = _whole_lines(self._stream)
         self._stream.truncate(end)
@@ -90,13 +105,21 @@ class AnswerWriter:
         """Give the file its name, unless the block ended with an error."""
         if self.standard or self._stream is None:
             return
-        if kind is not None:
+        try:
+            self._end(self._stream, whole=kind is None)
+        finally:
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
+
+    def _end(self, stream: IO[bytes], whole: bool) -> None:
+        """Close the stream and, where all answers are in it, give the file its name."""
+        if not whole:
             with suppress(OSError):  # what could not be written is written no better now
-                self._stream.close()
+                stream.close()
             return
         try:
-            os.fsync(self._stream.fileno())
-            self._stream.close()
+            os.fsync(stream.fileno())
+            stream.close()
             if self.path.suffix == ".parquet":
                 _to_parquet(self.partial, self.path)
                 self.partial.unlink()

@@ -11,6 +11,7 @@ from bayeslora.callbacks.swag import SWAG
 from bayeslora.cli import main
 from bayeslora.datamodules.jsonl import JSONLDataModule
 from bayeslora.lightning_modules.ensemble import LoRAEnsemble
+from bayeslora.lightning_modules.member_states import STOPPED
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import load_posterior
@@ -71,6 +72,18 @@ def test_every_member_has_the_moments_it_would_have_alone(data: Path) -> None:
     assert isinstance(together.posterior, Mixture)
     assert together.moments is None
     assert together.label == "MultiSWAG"
+
+
+def test_a_member_that_stops_before_it_has_snapshots_is_named(data: Path) -> None:
+    class Stop(L.Callback):
+        """Stops a member before an epoch, as a patience of its own does."""
+
+        def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+            if trainer.current_epoch == 2:
+                pl_module.states.status[1] = STOPPED
+
+    with pytest.warns(UserWarning, match="1 snapshots of member 7, mode full needs 2"):
+        fit(data, [4, 7], Stop())
 
 
 def test_a_member_that_fails_is_collected_no_more_and_left_out(data: Path) -> None:

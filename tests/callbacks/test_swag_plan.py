@@ -79,8 +79,10 @@ def test_snapshots_of_a_shorter_run_are_not_mixed_with_those_of_a_longer(tmp_pat
 
 def test_a_run_that_ends_before_collection_says_so() -> None:
     stop = EarlyStopping("loss", mode="max", patience=1)
-    with pytest.warns(UserWarning, match="collected nothing.*start at epoch 15"):
+    with pytest.warns(UserWarning, match="has 0 snapshots, mode full needs 2.*start at epoch 15"):
         fit(SWAG(start=0.5), stop, max_epochs=30)
+    with pytest.warns(UserWarning, match="has 1 snapshots, mode full needs 2.*start at epoch 2"):
+        fit(SWAG(start=2), max_epochs=3)
 
 
 def test_a_run_that_is_only_tried_is_not_refused() -> None:

@@ -14,6 +14,7 @@ from bayeslora.callbacks.swag import SWAG
 from bayeslora.errors import UsageError
 from bayeslora.lightning_modules.lora import LoRAModule
 from bayeslora.models.loading import Backbone, LoRA
+from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.state import save_posterior
 from bayeslora.posteriors.swag import SWAGPosterior
 from bayeslora.streams import generator
@@ -115,3 +116,12 @@ def test_finished_runs_are_predicted_with_as_a_mixture(tuned: tuple[SWAG, LoRAMo
     (tmp_path / "a" / "posterior.json").unlink()
     with pytest.raises(UsageError, match="holds no posterior"):
         predictions(SavedPosteriors(folders), module)
+
+
+def test_members_of_a_mixture_that_a_run_left_weigh_the_same(tuned: tuple[SWAG, LoRAModule], tmp_path: Path) -> None:
+    swag, module = tuned
+    kept = module.model.adapter_config, module.model.base_fingerprint
+    save_posterior(Mixture([swag.posterior] * 3), tmp_path / "three", *kept)
+    save_posterior(swag.posterior, tmp_path / "one", *kept)
+    multi = SavedPosteriors([str(tmp_path / "three"), str(tmp_path / "one")], samples=4)
+    assert len(predictions(multi, module)[0].weights) == 12  # six of each, so two of every member; not 2, 1 and 1

@@ -13,6 +13,7 @@ from bayeslora.commands import predict as command
 from bayeslora.errors import UsageError
 from bayeslora.metrics.evaluate import evaluate
 from bayeslora.results.answer_file import read_answers, read_rows
+from bayeslora.results.answer_writer import AnswerWriter
 from bayeslora.results.prediction_file import read_predictions
 
 
@@ -82,6 +83,21 @@ def test_a_killed_command_is_continued(run: Path, tmp_path: Path, monkeypatch: p
         own = json.loads(line)
         assert row["id"] == own["id"]
         assert row["probabilities"] == pytest.approx(own["probabilities"], abs=1e-6)
+
+
+def test_one_process_at_a_time_writes_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "answers.jsonl"
+    with AnswerWriter(out) as first:
+        first.write([{"id": "0"}])
+        for more in ([], ["--overwrite"]):
+            assert ask(run, out, *more) == 2
+            assert "another process is writing" in capsys.readouterr().err
+    assert out.read_text() == '{"id": "0"}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
+    late = AnswerWriter(tmp_path / "late.jsonl")
+    out.rename(tmp_path / "late.jsonl")  # another process ends between what is asked first and the lock
+    with pytest.raises(UsageError, match="exists"), late:
+        pass
 
 
 def test_what_was_left_of_other_questions_or_another_run_is_not_gone_on_with(

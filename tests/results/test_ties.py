@@ -38,6 +38,14 @@ def test_rows_that_are_alike_in_every_question_are_tied() -> None:
         assert best_rows(metric, {"a": rows["0"], "b": rows["0"]}) == {"a", "b"}
 
 
+def test_of_one_question_nothing_is_known() -> None:
+    rows = {
+        name: [answers(a.probs[:1], a.label[:1]) for a in seeds]
+        for name, seeds in equal_rows(3, torch.Generator().manual_seed(2)).items()
+    }
+    assert all(best_rows(metric, rows) == set() for metric in TESTED)
+
+
 def test_a_row_with_fewer_seeds_is_never_marked() -> None:
     rows = equal_rows(3, torch.Generator().manual_seed(3))
     assert best_rows("nll", {**rows, "2": rows["2"][:1]}) <= {"0", "1"}

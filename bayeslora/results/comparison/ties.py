@@ -45,10 +45,11 @@ def best_rows(metric: str, rows: Mapping[str, Sequence[Answers]]) -> set[str]:
     Args:
         metric: The column, one of :data:`TESTED`; for any other there are no ties to be known.
         rows: By name the answers of each seed, to the same questions. A row with fewer seeds than another is left out.
+            Of a single question nothing is known.
     """
     full = max((len(seeds) for seeds in rows.values()), default=0)
     rows = {name: seeds for name, seeds in rows.items() if len(seeds) == full}
-    if metric not in TESTED or len(rows) < 2:
+    if metric not in TESTED or len(rows) < 2 or any(len(seeds[0].label) < 2 for seeds in rows.values()):
         return set()
     values, errors, larger = _ece(rows) if metric == _ECE else _means(metric, rows)
     sign = -1 if larger else 1
