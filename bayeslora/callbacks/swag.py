@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import lightning as L
@@ -20,7 +19,8 @@ from bayeslora.callbacks.posterior import (
     usable_members,
     weight_sets,
 )
-from bayeslora.callbacks.schedule import Schedule, Steps, install
+from bayeslora.callbacks.schedule import Schedule
+from bayeslora.callbacks.swag_plan import collection_start
 from bayeslora.errors import UsageError, require_choice
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.lightning_modules.prediction_path import LogitsFn, Predict
@@ -196,7 +196,7 @@ class SWAG(PosteriorCallback):
             UsageError: a start after the last step, or moments restored from a checkpoint that do not fit.
         """
         networks = weight_sets(pl_module)
-        self._plan(trainer)
+        self._first = collection_start(trainer, self.start, self.every, self.unit, self.schedule)
         self._check_plan()
         self.members = self.members or [Moments(Layout.of(parameters), self.rank) for parameters in networks]
         if len(self.members) != len(networks):
@@ -209,32 +209,6 @@ class SWAG(PosteriorCallback):
             moments.check(parameters, "the model")
             if self.device == "same":
                 moments.to(next(iter(parameters.values())).device)
-
-    def _plan(self, trainer: L.Trainer) -> None:
-        """Resolve the start in whole units, and put the schedule in place."""
-        total = trainer.estimated_stepping_batches
-        epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
-        sized = math.isfinite(total) and math.isfinite(epoch)
-        units: float = total
-        if self.unit == "epoch":
-            endless = trainer.max_epochs in (None, -1)
-            units = total // math.ceil(epoch) if sized else math.inf if endless else trainer.max_epochs or 0
-        if (isinstance(self.start, float) and units == math.inf) or (self.schedule is not None and not sized):
-            raise UsageError("SWAG's schedule or fraction needs the length of the run; give max_epochs and sized data")
-        self._first = int(self.start * units) if isinstance(self.start, float) else self.start
-        if self._first + (self.unit == "epoch") > units and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            whole = "unit step, the run ends within its first epoch" if units == 0 else "an earlier start"
-            other = "" if isinstance(self.start, float) or units == 0 else ", or a fraction of the run such as 0.5"
-            raise UsageError(
-                f"SWAG would start to collect at {self.unit} {self.start}, but the run has {units:.0f} whole "
-                f"{self.unit}s; give {whole}{other}"
-            )
-        if self.schedule is not None:
-            per = math.ceil(epoch) if self.unit == "epoch" else 1
-            first = per if self.unit == "epoch" else 0
-            install(
-                trainer, self.schedule, Steps(int(total), self._first * per, math.ceil(epoch), self.every * per, first)
-            )
 
     def _check_plan(self) -> None:
         """Refuse to mix snapshots of two plans: a fraction of a run is another epoch of a longer one."""

@@ -89,6 +89,33 @@ def test_a_run_that_is_only_tried_is_not_refused() -> None:
     fit(SWAG(start=1), fast_dev_run=True)
 
 
+class TwoByHand(Line):
+    """Steps two optimisers by hand, so that a batch is two optimiser steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(self.net(batch[0]).square().mean())
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD([parameter], lr=0.1) for parameter in self.parameters()]
+
+
+def test_a_fraction_of_steps_that_are_not_known_is_refused() -> None:
+    trainer = L.Trainer(max_epochs=4, enable_checkpointing=False, callbacks=[SWAG(0.5, unit="step")], **QUIET)
+    with pytest.raises(UsageError, match=r"2 optimisers are stepped by hand.*give start as a number of steps"):
+        trainer.fit(TwoByHand())
+    swag = SWAG(20, unit="step")  # of 24
+    L.Trainer(max_epochs=4, enable_checkpointing=False, callbacks=[swag], **QUIET).fit(TwoByHand())
+    assert swag.moments is not None
+    assert swag.moments.count == 3  # after batches 10, 11 and 12
+
+
 def test_the_remedy_fits_what_was_given() -> None:
     with pytest.raises(UsageError, match=r"give unit step, the run ends within its first epoch$"):
         fit(SWAG(start=0.5), max_epochs=5, max_steps=2)
