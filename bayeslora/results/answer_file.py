@@ -18,7 +18,8 @@ A row holds every column of the question it answers, and of the answer:
 ``label``          index of the right option; null where it is not known
 =================  ===============================================================================================
 
-A column of the question that has one of these names and is not the same thing is kept as ``input_<name>``.
+A column of the question that has one of these names and is not the same thing is kept as ``input_<name>``, with one more
+``input_`` where that is a column of the question too.
 """
 
 from __future__ import annotations
@@ -82,12 +83,17 @@ def _decided(decided: Decided | None, place: int) -> Row:
 
 def _kept(given: Mapping[str, Any], made: Row) -> Row:
     """The columns of the question; one whose name is taken by another thing is renamed."""
-    return {_name(key, value, made): value for key, value in given.items()}
+    return {_name(key, value, made, given): value for key, value in given.items()}
 
 
-def _name(key: str, value: Any, made: Row) -> str:
+def _name(key: str, value: Any, made: Row, given: Mapping[str, Any]) -> str:
     same = key in _GIVEN and (value == made[key] or str(value) == str(made[key]))
-    return f"input_{key}" if key in COLUMNS and not same else key
+    if key not in COLUMNS or same:
+        return key
+    name = f"input_{key}"
+    while name in given:  # answers to what was the answer to another run already
+        name = f"input_{name}"
+    return name
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:

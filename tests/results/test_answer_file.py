@@ -44,6 +44,11 @@ def test_the_metrics_are_those_of_the_predictions(tmp_path: Path, ending: str) -
     assert ours == theirs
 
 
+def test_answers_of_two_earlier_runs_are_both_kept() -> None:
+    [made] = rows(answers(1), [{"input_choice": 0, "choice": 2}])
+    assert (made["input_choice"], made["input_input_choice"]) == (0, 2)
+
+
 def test_every_column_of_the_question_is_kept() -> None:
     made = answers(2)
     made.label[1] = UNKNOWN
