@@ -94,7 +94,7 @@ class AnswerWriter:
         """
         assert self._stream is not None, "use it in a with block"
         try:
-            self._stream.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+            self._stream.write(b"".join(_line(row) for row in rows))
             self._stream.flush()
         except OSError as error:
             raise self._failure(error) from error
@@ -133,19 +133,37 @@ class AnswerWriter:
         return RunError(f"answers could not be written to {self.path}: {error.strerror}{kept}")
 
 
+def _line(row: Row) -> bytes:
+    """A row as a line of JSON; what JSON has no kind for (a date in a parquet file) is its text.
+
+    Half a surrogate pair, which UTF-8 has no bytes for, stays the escape that it was read from.
+    """
+    return json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace") + b"\n"
+
+
 def _to_parquet(lines: Path, path: Path) -> None:
-    """JSON lines as parquet in flat memory: one pass finds the types, another writes."""
+    """JSON lines as parquet in flat memory: one pass finds the types, another writes.
+
+    Raises:
+        RunError: a column whose values no type of parquet holds all, such as numbers and texts.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([])
-    for rows in _chunks(json_rows(lines)):
-        names = dict.fromkeys(name for row in rows for name in row)
-        found = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names}).schema
-        schema = pa.unify_schemas([schema, found], promote_options="permissive")
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, **_PARQUET) as writer:
+    try:
         for rows in _chunks(json_rows(lines)):
-            writer.write_table(pa.Table.from_pylist(rows, schema))
+            names = dict.fromkeys(name for row in rows for name in row)
+            found = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names}).schema
+            schema = pa.unify_schemas([schema, found], promote_options="permissive")
+        with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, **_PARQUET) as writer:
+            for rows in _chunks(json_rows(lines)):
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        raise RunError(
+            f"{path} could not be made, since parquet has no type for the values of a column "
+            f"({str(error).splitlines()[0]}); all answers are in {lines} as JSON lines: rename it to end in .jsonl"
+        ) from error
 
 
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:

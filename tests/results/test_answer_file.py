@@ -5,6 +5,8 @@ import resource
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,25 @@ def test_the_metrics_are_those_of_the_predictions(tmp_path: Path, ending: str) -
     ours, theirs = (evaluate({"a": each}, "mle", 0)["datasets"]["a"] for each in (found, made))
     assert theirs.pop("outside_mass", None) is None  # these have no vocabulary
     assert ours == theirs
+
+
+@pytest.mark.parametrize("values", [(1, "a"), ([1], "a"), ({},), (2**70,), ("\ud800",)])
+def test_a_column_that_parquet_has_no_type_for_is_said_and_the_answers_stay(tmp_path: Path, values: tuple) -> None:
+    made = rows(answers(len(values)), [{"note": value} for value in values])
+    with pytest.raises(RunError, match=r"parquet has no type.*rename it to end in \.jsonl"):  # noqa: SIM117
+        with AnswerWriter(tmp_path / "a.parquet") as writer:
+            writer.write(made)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet.partial"]
+    left = (tmp_path / "a.parquet.partial").rename(tmp_path / "a.jsonl")
+    assert [row["note"] for row in read_rows(left)] == list(values)
+
+
+def test_what_json_has_no_kind_for_is_kept_as_text(tmp_path: Path) -> None:
+    with AnswerWriter(tmp_path / "a.jsonl") as writer:
+        writer.write(rows(answers(1), [{"asked": date(2024, 2, 1), "price": Decimal("1.50"), "note": "half \ud800"}]))
+    assert (tmp_path / "a.jsonl").read_bytes().decode()  # any reader of UTF-8 takes it
+    [kept] = read_rows(tmp_path / "a.jsonl")
+    assert [kept[name] for name in ("asked", "price", "note")] == ["2024-02-01", "1.50", "half \ud800"]
 
 
 def test_answers_of_two_earlier_runs_are_both_kept() -> None:
