@@ -18,8 +18,8 @@ A row holds every column of the question it answers, and of the answer:
 ``label``          index of the right option; null where it is not known
 =================  ===============================================================================================
 
-A column of the question that has one of these names and is not the same thing is kept as ``input_<name>``, with one more
-``input_`` where that is a column of the question too.
+A column of the question that has one of these names and is not the same thing is kept as ``input_<name>``, with one
+more ``input_`` where that is a column of the question too.
 """
 
 from __future__ import annotations
