@@ -92,7 +92,8 @@ def dynamics(
 
         save_plots(course, found, out)
     console = console or Console()
-    console.print(summary(found))
+    if found["tables"]["difficulty"]:
+        console.print(summary(found))
     console.print(str(out), soft_wrap=True, highlight=False)
     return found
 
@@ -115,7 +116,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def summary(found: dict[str, Any]) -> Table:
-    """The sets in the order of their difficulty, as a table for the terminal."""
+    """The sets in the order of their difficulty, at least one, as a table for the terminal."""
     title = f"{found['method']}, {found['members']} members, best epoch {found['best_epoch']}: hardest first"
     table = Table(title=title, title_justify="left")
     rows = found["tables"]["difficulty"]

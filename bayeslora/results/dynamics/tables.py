@@ -75,12 +75,12 @@ def detection_table(course: Course, resamples: int = measures.RESAMPLES) -> list
         course: What was recorded epoch by epoch.
         resamples: Number of bootstrap resamples for the intervals.
     """
-    first, *others = [name for name in course.datasets if name != VALIDATION]
+    tests = [name for name in course.datasets if name != VALIDATION]
     rows: list[Row] = []
-    for name in others:
+    for name in tests[1:]:
         for epoch in course.epochs:
-            found = measures.detection(epoch.datasets[first], epoch.datasets[name], resamples)
-            row: Row = {"dataset": name, "against": first, "epoch": epoch.number}
+            found = measures.detection(epoch.datasets[tests[0]], epoch.datasets[name], resamples)
+            row: Row = {"dataset": name, "against": tests[0], "epoch": epoch.number}
             for score, ends in found.items():
                 value, low, high = ends.values()
                 row |= {score: value, f"{score}_low": low, f"{score}_high": high}

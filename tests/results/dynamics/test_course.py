@@ -129,6 +129,15 @@ def test_diversity_leaves_out_the_base_where_there_is_no_direction() -> None:
     assert rows[0]["cosine"] == rows[0]["lowest"] == rows[0]["highest"] == pytest.approx(0.2)
 
 
+def test_validation_alone_can_be_followed(tmp_path: Path) -> None:
+    alone = [replace(epoch, datasets={"validation": epoch.datasets["validation"]}) for epoch in STORY.epochs]
+    write(replace(STORY, epochs=alone), tmp_path)
+    assert main(["dynamics", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "dynamics" / "analysis" / "dynamics.json").read_text())["tables"]
+    assert [row["dataset"] for row in found["quality"]] == ["validation"] * 4
+    assert found["detection"] == found["difficulty"] == []  # there is no test set to rank or to tell another from
+
+
 def test_the_command_writes_tables_that_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(STORY, tmp_path)
     assert main(["dynamics", str(tmp_path)]) == 0
