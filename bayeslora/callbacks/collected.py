@@ -59,7 +59,7 @@ class Collected:
         """
         label: Tensor | None
         if isinstance(batch, AnswerBatch):
-            batch, predictive = _one_order(batch, predictive)
+            batch, predictive = merge_orders(batch, predictive)
             dataset, rows, label = batch.dataset, batch.example_id.cpu(), batch.label
         else:
             rows = self._rows(trainer, batch, dataset, predictive.log_probs.shape[1])
@@ -89,16 +89,6 @@ class Collected:
             )
         seen = sum(len(earlier.rows) for earlier in self._batches if earlier.dataset == dataset)
         return torch.arange(seen, seen + size, device="cpu")
-
-
-def _one_order(batch: AnswerBatch, predictive: Predictive) -> tuple[AnswerBatch, Predictive]:
-    """Average over the orders of the options, where a batch holds its questions in several."""
-    if batch.option_order is not None and predictive.gaussian is not None:
-        raise UsageError(
-            "a Gaussian over logits cannot be averaged over orders of the options; predict with samples, or set the "
-            "data's permutations to 1"
-        )
-    return merge_orders(batch, predictive)
 
 
 def _stop_at_nan(predictive: Predictive, dataset: str, rows: Tensor, trainer: L.Trainer) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import move_data_to_device, rank_zero_info
 
 from bayeslora.callbacks.attached import Attached, LabelFn
 from bayeslora.callbacks.collected import Collected
-from bayeslora.callbacks.fit_data import RemembersFit, require_validation, validation_batches
+from bayeslora.callbacks.fit_data import RemembersFit, require_validation, validation_as_tested
 from bayeslora.callbacks.predictions import Predictions, method_of
 from bayeslora.callbacks.run_folder import keeps
 from bayeslora.decisions.rule import RISKS, DecisionRule, describe, fit_rule
@@ -93,7 +93,7 @@ class Decision(RemembersFit, Attached):
     def _parts(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[tuple[str, Any] | None]:
         """Names and loaders of the selection part and of the calibration part, the latter None where there is none."""
         source: Any = trainer.datamodule or pl_module  # type: ignore[attr-defined]
-        validation = validation_batches(trainer, pl_module)
+        validation = validation_as_tested(trainer, pl_module)
         loaders = {"validation": validation, "calibration": _some(_made(source, "calibration_dataloader"))}
         if loaders["validation"] is None:
             raise UsageError(NO_VALIDATION)

@@ -103,6 +103,18 @@ def validation_batches(trainer: L.Trainer, pl_module: L.LightningModule, given: 
     return _found(given, trainer, pl_module, "val_dataloader")
 
 
+def validation_as_tested(trainer: L.Trainer, pl_module: L.LightningModule, given: Iterable[Any] | None = None) -> Any:
+    """The same, asked as a test's questions are where the data can say so: in several orders of the options.
+
+    Args:
+        trainer: The trainer of the run.
+        pl_module: Its module.
+        given: As for :func:`validation_batches`.
+    """
+    make = getattr(trainer.datamodule, "val_as_tested_dataloader", None)  # type: ignore[attr-defined]
+    return validation_batches(trainer, pl_module, make() if given is None and make is not None else given)
+
+
 def require_validation(
     trainer: L.Trainer, pl_module: L.LightningModule, why: str, given: Iterable[Any] | None = None
 ) -> None:

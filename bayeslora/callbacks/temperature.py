@@ -12,14 +12,15 @@ from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
 from torch import Tensor
 
 from bayeslora.callbacks.attached import Attached, LabelFn, labels_of
-from bayeslora.callbacks.fit_data import RemembersFit, require_validation, validation_batches
+from bayeslora.callbacks.fit_data import RemembersFit, require_validation, validation_as_tested
 from bayeslora.callbacks.fit_key import tensors_digest
 from bayeslora.callbacks.run_folder import keeps
 from bayeslora.curvature.ranks import Ranks
+from bayeslora.datamodules.option_order import orders_as_members
 from bayeslora.errors import UsageError
 from bayeslora.files import read_record, write_record
 from bayeslora.lightning_modules.prediction_path import LogitsFn, PredictionPath, prediction_path
-from bayeslora.types import Predictive
+from bayeslora.types import AnswerBatch, Predictive
 
 OWNER = "Temperature"
 NO_VALIDATION = (
@@ -33,8 +34,9 @@ class Temperature(RemembersFit, Attached):
     r"""Divides every member's logits by one temperature T (Guo et al., 2017, arXiv:1706.04599).
 
     T minimises the negative log-likelihood of the validation questions under the averaged probabilities,
-    :math:`-\sum_i \log \sum_s w_s\, \mathrm{softmax}(f_s(x_i) / T)_{y_i}`, by LBFGS on log T. It is fitted once for
-    each set of weights and method, when they are first tested, and kept in ``posterior/temperature.json``.
+    :math:`-\sum_i \log \sum_s w_s\, \mathrm{softmax}(f_s(x_i) / T)_{y_i}`, by LBFGS on log T; where the data average
+    predictions over orders of the options, s is over the orders of every member. It is fitted once
+    for each set of weights and method, when they are first tested, and kept in ``posterior/temperature.json``.
 
     Args:
         max_iter: Most LBFGS iterations.
@@ -117,9 +119,14 @@ class Temperature(RemembersFit, Attached):
         found: list[tuple[Predictive, Tensor]] = []
         label_of = self.label_fn or labels_of
         with torch.no_grad(), trainer.precision_plugin.forward_context():  # as the test itself is predicted
-            for batch in validation_batches(trainer, pl_module, self.val_batches) or ():
+            for batch in validation_as_tested(trainer, pl_module, self.val_batches) or ():
                 batch = move_data_to_device(batch, pl_module.device)
-                found.append((path.untransformed(batch).to("cpu"), label_of(batch).cpu()))
+                predictive = path.untransformed(batch)
+                if isinstance(batch, AnswerBatch) and batch.option_order is not None:
+                    label, predictive = orders_as_members(batch, predictive)
+                else:
+                    label = label_of(batch)
+                found.append((predictive.to("cpu"), label.cpu()))
         found = [pair for theirs in Ranks().gather(found) for pair in theirs]  # one temperature for all processes
         if not found:
             raise UsageError(NO_VALIDATION)

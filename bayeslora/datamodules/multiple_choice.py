@@ -108,8 +108,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         super().__init__()
         # With very few questions a process may be left without any; it then has nothing to do.
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.benchmark, self.data_dir, self.labels, self.seed = benchmark, data_dir, labels, seed
-        self.calibration = calibration
+        self.benchmark, self.data_dir, self.labels, self.calibration = benchmark, data_dir, labels, calibration
         self.protocol: Protocol = get_protocol(protocol)
         self.ood = {name: get_benchmark(name) for name in ood or []}
         self._tested = self._test_sets = [benchmark.name, *self.ood]
@@ -119,7 +118,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
         self.tokenizer_name, self.revision, self.given_readout = tokenizer, revision, readout
         self.model_side: ModelSide | None = None  # once they have met
         self.shuffle_options, self.permutations, self.shots, self.chat = shuffle_options, permutations, shots, chat
-        self.requested_length, self.max_test, self.num_workers = max_length, max_test, num_workers
+        self.requested_length, self.max_test, self.num_workers, self.seed = max_length, max_test, num_workers, seed
         self.members: Sequence[int] = (0,)
         check_arguments(self)
         self._questions: dict[str, list[Question]] = {}
@@ -204,8 +203,6 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
 
     def _drawn(self, questions: list[Question]) -> list[Question]:
         """At most ``max_test`` of a test set's questions, in their order."""
-        if self.max_test is None:
-            return questions
         return [questions[row] for row in sorted(permutation(len(questions), "max_test")[: self.max_test])]
 
     def _evaluated(self, questions: list[Question]) -> list[Question]:
@@ -304,10 +301,8 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
     def prompting(self, name: str) -> Prompting:
         """How the questions of a set are asked: all that makes their tokens but the questions themselves."""
         benchmark = self._benchmark(name)
-        own = self.tokenizer_name is None and self.model_side is not None
         tokenizer, revision = self.tokenizer_name or EMBEDDED, self.revision
-        if own:
-            assert self.model_side is not None
+        if self.tokenizer_name is None and self.model_side is not None:
             tokenizer, revision = self.model_side.pretrained, self.model_side.revision
         # One example more than are shown, since a training question is not shown in front of itself.
         chosen = permutation(len(self.train_questions), self.seed, "examples")[: self.shots + 1] if self.shots else []
@@ -344,6 +339,10 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> AnswerLoader:
         """Validation batches."""
         return self._eval_loader(VALIDATION)
+
+    def val_as_tested_dataloader(self) -> AnswerLoader:
+        """Validation batches in as many orders of the options as a test set's, as what is fitted behind needs them."""
+        return self._eval_loader(VALIDATION, self.permutations)
 
     def calibration_dataloader(self) -> AnswerLoader:
         """Batches of the calibration part, in as many orders of the options as a test set's."""

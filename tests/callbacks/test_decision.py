@@ -144,3 +144,26 @@ def test_a_module_without_validation_is_told_so(tmp_path: Path) -> None:
     trainer.callbacks.append(decision())
     with pytest.raises(UsageError, match="Decision has no validation questions"):
         trainer.test(Overconfident(), data, verbose=False)
+
+
+def test_validation_is_asked_in_as_many_orders_as_the_test(tmp_path: Path) -> None:
+    from bayeslora import JSONLDataModule, LoRAModule
+    from bayeslora.metrics import scores
+    from bayeslora.models.loading import LoRA
+    from tests.helpers.runs import questions
+
+    folder = questions(tmp_path / "data")
+    (folder / "test.jsonl").write_text((folder / "validation.jsonl").read_text())
+    trainer = L.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False,
+        callbacks=[Temperature(), Decision(), Predictions()],
+    )  # fmt: skip
+    data = JSONLDataModule(str(folder), batch_size=8, permutations=2)
+    trainer.test(LoRAModule(lora=LoRA(r=2, target_modules=["q_proj"])), data, verbose=False)
+    [tested] = read_predictions(tmp_path / "test" / "predictions.parquet").datasets.values()
+    found = read_predictions(tmp_path / "posterior" / "calibration.parquet").datasets["validation"]
+    assert list(found.example_id) == list(tested.example_id)
+    assert torch.allclose(found.probs, tested.probs, atol=1e-6)
+    fitted = json.loads((tmp_path / "posterior" / "temperature.json").read_text())
+    assert fitted["n"] == len(tested)
+    assert fitted["nll_after"] == pytest.approx(float(scores.nll(tested.probs, tested.label).mean()), abs=1e-6)
