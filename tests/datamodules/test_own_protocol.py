@@ -240,3 +240,14 @@ def test_orders_of_options_that_the_model_would_not_see(question_folder: Path) -
         data(template="{question}")
     with pytest.raises(UsageError, match=r"shuffle_options is given, but words .* write \{label\} into it"):
         data(template="{question}\n{options}\nAnswer:", option="* {option}")
+
+
+@pytest.mark.parametrize("nothing", ["null", "~"])
+def test_null_in_a_file_leaves_out_what_may_be_left_out(nothing: str, tmp_path: Path) -> None:
+    """As the messages say it (``end: null``); a word ``null`` is a word like any other."""
+    file = tmp_path / "own.yaml"
+    keys = "".join(f"{key}: {nothing}\n" for key in ("option", "end", "normalise"))
+    file.write_text(f'template: "{{question}}"\nwords: [null, "~"]\n{keys}')
+    protocol = get_protocol(str(file))
+    assert protocol == OwnProtocol(template="{question}", words=("null", "~"))
+    assert protocol.end is None

@@ -11,6 +11,7 @@ from bayeslora.configs.yaml_once import KeysOnce
 from bayeslora.errors import UsageError
 
 ENDINGS = (".yaml", ".yml", ".json")
+_MAY_BE_NONE, _NONE = ("option", "end", "normalise"), ("null", "Null", "NULL", "~")
 
 
 class _Texts(KeysOnce, yaml.BaseLoader):
@@ -26,7 +27,8 @@ def read_protocol(file: str | Path) -> dict[str, Any]:
     """What a protocol's file says, as :meth:`OwnProtocol.from_dict` takes it.
 
     Args:
-        file: A YAML or JSON file. Every value in it is taken as text, ``yes`` and ``no`` too, but ``max_length``.
+        file: A YAML or JSON file. Every value in it is taken as text, ``yes`` and ``no`` too, but ``max_length`` and a
+            ``null`` in the place of what may be left out.
 
     Raises:
         UsageError: the file is not there, or is no such file.
@@ -43,5 +45,6 @@ def read_protocol(file: str | Path) -> dict[str, Any]:
         raise UsageError(f"protocol {file} is no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise UsageError(f"protocol {file} holds no keys; give it a template, with {{question}} in it")
+    found = {key: None if key in _MAY_BE_NONE and value in _NONE else value for key, value in found.items()}
     length = found.get("max_length")
     return {**found, "max_length": int(length)} if isinstance(length, str) and length.isdecimal() else found
