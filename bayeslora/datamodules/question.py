@@ -71,6 +71,11 @@ class Question:
         return self.context, self.question, self.options
 
     @property
+    def in_any_order(self) -> tuple[str, str, list[str]]:
+        """:attr:`content`, the same whatever order the options stand in."""
+        return self.context, self.question, sorted(self.options)
+
+    @property
     def key(self) -> int:
         """A number of 57 bits made of :attr:`content` alone: the same for this question wherever it is asked."""
         return stream("question", *self.content[:2], *self.options) >> 6

@@ -22,7 +22,8 @@ class PromptWriter:
     Args:
         protocol: Writes the prompts.
         task: The benchmark's name among the protocol's tasks.
-        examples: Questions to show with their answers; of these, the first ``shots`` other than the one that is asked.
+        examples: Questions to show with their answers; of these, the first ``shots`` other than the one that is asked,
+            in whatever order of its options.
         shots: How many examples to show.
 
     Attributes:
@@ -52,7 +53,8 @@ class PromptWriter:
 
     def _worked(self, question: Question, shots: int | None) -> list[tuple[str, str]]:
         """Prompt and label of each example."""
-        others = [example for example in self.examples if example.content != question.content]
+        own = question.in_any_order
+        others = [example for example in self.examples if example.in_any_order != own]
         chosen = others[: self.shots if shots is None else shots]
         labels = [self.protocol.labels(self.task, example)[example.label] for example in chosen]
         return [(self.protocol.prompt(self.task, e).text, label) for e, label in zip(chosen, labels, strict=True)]

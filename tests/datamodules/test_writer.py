@@ -126,3 +126,8 @@ def test_examples_come_from_the_training_questions_of_the_budget(question_folder
     assert len(shown) == 3
     assert set(shown[:2]) <= {question.question for question in data.train_questions}
     assert shown[2] == data.questions(test_name)[0].question
+
+
+def test_nor_in_front_of_itself_with_its_options_in_another_order() -> None:
+    writer = PromptWriter(DEFAULT, "jsonl", [FIRST, SECOND], shots=1)
+    assert writer.write(FIRST.reordered((1, 0))).text.count("One?") == 1
