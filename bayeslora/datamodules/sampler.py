@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 import torch
 
+from bayeslora.errors import UsageError
 from bayeslora.streams import generator
 
 Order = Literal["bucketed", "shuffled", "sequential"]
@@ -58,6 +59,9 @@ class TrainBatches:
         member: Member of an ensemble whose order this is.
         epoch: Whose batches these are.
         shift: Between the trainer's count of epochs and this one.
+
+    Raises:
+        UsageError: no batch is left where one that is not full is left out.
     """
 
     lengths: Sequence[int]
@@ -71,6 +75,15 @@ class TrainBatches:
     epoch: int = 0
     shift: int = 0
     _sizes: tuple[int, list[int]] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what the trainer would skip in silence: training without a batch."""
+        if self.drop_last and len(self) == 0:
+            size = f"{self.batch_size} questions" + (f" on each of {self.world} processes" if self.world > 1 else "")
+            raise UsageError(
+                f"{len(self.lengths)} training questions fill no batch of {size}, and the protocol drops one that is "
+                "not full; give a smaller batch_size, more questions, or another protocol"
+            )
 
     @property
     def sampler(self) -> TrainBatches:

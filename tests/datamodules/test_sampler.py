@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import pytest
 
 from bayeslora.datamodules.sampler import POOL, EvalBatches, TrainBatches, order
+from bayeslora.errors import UsageError
 
 
 def skewed_lengths(n: int, seed: int = 0) -> list[int]:
@@ -103,3 +104,10 @@ def test_drop_last_leaves_out_what_does_not_fill_a_batch() -> None:
     train = TrainBatches([1] * 11, 4, seed=0, how="sequential", drop_last=True)
     assert list(train) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert len(train) == 2
+
+
+@pytest.mark.parametrize(("batch_size", "world"), [(12, 1), (6, 2)])
+def test_training_without_one_full_batch_is_refused(batch_size: int, world: int) -> None:
+    """The trainer would end at once and leave weights that were never trained."""
+    with pytest.raises(UsageError, match="11 training questions fill no batch of"):
+        TrainBatches([1] * 11, batch_size, seed=0, how="sequential", drop_last=True, world=world)
