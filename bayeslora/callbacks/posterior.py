@@ -323,6 +323,8 @@ def bank_predictor(
             package.
     """
     if isinstance(pl_module, MultipleChoiceModule) and bank.keys() <= _site_parameters(pl_module):
+        if noise is not None and not pl_module.model.has_noise:
+            raise UsageError("dropout is true, but the adapter has none to draw; give lora.dropout, or dropout false")
         samples = weight_samples(bank, pl_module.trainable(), noise)
         return lambda batch: pl_module.sampled(batch, samples)
     if noise is not None and isinstance(pl_module, MultipleChoiceModule):

@@ -75,7 +75,16 @@ class LoRAModule(MultipleChoiceModule):
         return square / (2 * self.prior_std**2 * self.training_size)
 
     def test_samples(self) -> Samples | None:
-        """``samples`` draws of dropout, if asked for."""
+        """``samples`` draws of dropout, if asked for.
+
+        Raises:
+            UsageError: an adapter that was made without dropout.
+        """
         if self.samples == 0:
             return None
+        if not self.model.has_noise:
+            raise UsageError(
+                f"samples is {self.samples}, but backbone.adapter {self.backbone.adapter} has no dropout, and its own "
+                "configuration holds, not lora.dropout; give samples 0, or an adapter with lora_dropout above 0"
+            )
         return Samples(draws=torch.arange(self.samples, device="cpu"), seed=stream(self.seed, "test"))

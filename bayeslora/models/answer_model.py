@@ -103,6 +103,11 @@ class AnswerModel(nn.Module):
         self.initial |= {name: p.detach().cpu().clone() for name, p in self.trainable().items() if which(name)}
 
     @property
+    def has_noise(self) -> bool:
+        """Whether a draw of noise changes anything: dropout in the adapter, or a law inside its update."""
+        return any(getattr(module, "noisy", False) for module in self.network.modules())
+
+    @property
     def adapter_config(self) -> dict[str, Any]:
         """The configuration of the adapter as plain peft reads it from disk."""
         configs: Any = self.network.peft_config

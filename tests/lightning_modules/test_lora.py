@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 
-from bayeslora import SWAG, Backbone, LoRA, LoRAModule, Predictions, UsageError
+from bayeslora import SWAG, Backbone, LoRA, LoRAModule, Predictions, SavedPosteriors, UsageError, save_posterior
 from bayeslora.datamodules import JSONLDataModule
 from bayeslora.lightning_modules.optimisation import warmup_decay
 from bayeslora.results.prediction_file import read_predictions
@@ -139,3 +139,16 @@ def test_precisions_that_would_convert_the_weights_are_refused(data: Path, tmp_p
     run, datamodule = trainer(tmp_path, precision="bf16-true"), JSONLDataModule(path=str(data), labels=40)
     with pytest.raises(UsageError, match=r"bf16-true.*bf16-mixed"):
         run.fit(LoRAModule(Backbone("embedded")), datamodule=datamodule)
+
+
+def test_dropout_draws_of_an_adapter_without_dropout_are_refused(tmp_path: Path, data: Path) -> None:
+    """Its own configuration holds, so that the draws would all be one and the same network."""
+    plain = LoRAModule(Backbone("embedded"), LoRA(r=2))
+    plain.configure_model()
+    save_posterior(plain.posterior(), tmp_path / "adapter", plain.model.adapter_config, plain.model.base_fingerprint)
+    backbone, questions = Backbone("embedded", adapter=str(tmp_path / "adapter")), JSONLDataModule(path=str(data))
+    with pytest.raises(UsageError, match=r"samples is 3, but backbone\.adapter .* has no dropout"):
+        trainer(tmp_path).test(LoRAModule(backbone, LoRA(dropout=0.3), samples=3), datamodule=questions)
+    point = SavedPosteriors([str(tmp_path / "adapter")], samples=3, dropout=True)
+    with pytest.raises(UsageError, match="dropout is true, but the adapter has none to draw"):
+        trainer(tmp_path, callbacks=[point]).test(LoRAModule(backbone), datamodule=questions)
