@@ -73,6 +73,12 @@ class JSONL(Benchmark):
         """Whether the rows are sentences or sentence pairs to classify."""
         return bool(self._classes)
 
+    def take_classes(self, other: Benchmark) -> None:
+        """See :meth:`Benchmark.take_classes`."""
+        if self.given is None and isinstance(other, JSONL) and other.pairs:
+            self.given = other._classes
+            self.__dict__.pop("_classes", None)
+
     def parse(self, row: Row, fallback_id: str) -> Question:
         """A question from a row of any of the schemas.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bayeslora.datamodules.encode import Encoded
 from bayeslora.datamodules.protocols.base import Protocol
+from bayeslora.datamodules.source import Benchmark
 from bayeslora.datamodules.tokenizer import load_tokenizer
 from bayeslora.errors import UsageError
 from bayeslora.models.limits import Limits, limits_of
@@ -92,11 +93,16 @@ class ModelSide:
                 "model's"
             )
 
-    def check_classes(self, num_labels: int | None) -> None:
-        """Check that a head has as many outputs as the data have classes.
+    def check_classes(self, num_labels: int | None, benchmark: Benchmark, ood: Mapping[str, Benchmark]) -> None:
+        """Check that a head has as many outputs as the data have classes, and let further test sets have the same.
+
+        Args:
+            num_labels: Number of classes of the data; None where options are compared.
+            benchmark: What is trained on.
+            ood: The further test sets by name.
 
         Raises:
-            UsageError: it has not.
+            UsageError: it has not, or a test set is not of the benchmark's kind.
         """
         if self.num_labels != num_labels:
             kind = "options to compare, not classes" if num_labels is None else f"{num_labels} classes"
@@ -104,6 +110,15 @@ class ModelSide:
                 f"backbone.num_labels is {self.num_labels}, but the data have {kind}; give backbone.num_labels "
                 f"{'null (None)' if num_labels is None else num_labels}"
             )
+
+        for name, other in ood.items():
+            other.take_classes(benchmark)
+            if other.pairs != benchmark.pairs:
+                kinds = ("options to compare", "sentences to classify")
+                raise UsageError(
+                    f"ood has {name}, which has {kinds[other.pairs]}, and the head answers {kinds[benchmark.pairs]}; "
+                    "leave it out"
+                )
 
     def check_words(self, protocol: Protocol) -> None:
         """Check that the model and its loss take words of several tokens, where a protocol has such.

@@ -169,7 +169,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
             self.__dict__.pop(name, None)
         check_arguments(self)
         if model.readout == HEAD:
-            model.check_classes(self.num_labels)
+            model.check_classes(self.num_labels, self.benchmark, self.ood)
 
     # ---- questions
 

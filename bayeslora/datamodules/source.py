@@ -41,6 +41,13 @@ class Benchmark(ABC):
         """Whether each question is a sentence or a pair of them to classify, rather than options to compare."""
         return False
 
+    def take_classes(self, other: Benchmark) -> None:  # noqa: B027 - most have none
+        """Take the classes of sentences from another benchmark, whose head answers these too, unless some were given.
+
+        Args:
+            other: The other benchmark.
+        """
+
     @abstractmethod
     def load(self, split: str, data_dir: str | None) -> list[Question]:
         """All questions of a split.

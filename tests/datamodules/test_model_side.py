@@ -150,3 +150,33 @@ def test_limits_of_bases(tmp_path: Path, llama: str, roberta: str) -> None:
     assert limits_of(str(tmp_path / "mistral"))[1:] == (None, "mistral", 8)
     with pytest.raises(UsageError, match="cannot find the model"):
         limits_of("no/such-model")
+
+
+def test_further_sentences_have_the_classes_of_the_head(
+    roberta_with_tokenizer: str, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A test set that shows a part of the classes, or no label at all, names none of its own."""
+    classes = ("bad", "fair", "good")
+    rows = [{"sentence": f"moon {i}", "label": classes[i % 3]} for i in range(20)]
+    own = write_jsonl("own.jsonl", rows)
+    part = write_jsonl("part.jsonl", [{"sentence": "sun", "label": "good"}, {"sentence": "sun 2", "label": "bad"}])
+    none = write_jsonl("none.jsonl", [{"sentence": "stone"}])
+    ood = [f"jsonl:{part}", f"jsonl:{none}"]
+    module = LoRAModule(Backbone(roberta_with_tokenizer, readout="head", num_labels=3))
+    data = JSONLDataModule(path=str(own), ood=ood, max_length=60)
+    found = trainer(tmp_path).predict(module, datamodule=data)
+    assert [batch.log_probs.shape[-1] for batches in found for batch in batches] == [3, 3, 3]
+    assert [question.label for question in data.questions(ood[0])] == [2, 0]
+
+
+@pytest.mark.parametrize("sentences", [True, False])
+def test_sentences_and_questions_are_not_answered_by_one_head(
+    sentences: bool, roberta_with_tokenizer: str, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = [{"sentence": f"moon {i}", "label": i % 3} for i in range(20)]
+    files = [write_jsonl("sentences.jsonl", rows), write_jsonl("questions.jsonl", [ROW])]
+    own, other = files if sentences else files[::-1]
+    module = LoRAModule(Backbone(roberta_with_tokenizer, readout="head", num_labels=3 if sentences else None))
+    data = JSONLDataModule(path=str(own), ood=[f"jsonl:{other}"], max_length=60)
+    with pytest.raises(UsageError, match=r"ood has jsonl:.*, and the head answers"):
+        trainer(tmp_path).predict(module, datamodule=data)
