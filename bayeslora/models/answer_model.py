@@ -139,10 +139,14 @@ class AnswerModel(nn.Module):
 
         Returns:
             Logits ``[B, C]`` without samples, ``[S, B, C]`` with.
+
+        Raises:
+            UsageError: samples of a parameter that no site has.
         """
         if samples is None:
             with self.fan_out.active(batch, None):
                 return self._read(batch, vocabulary)
+        self._refuse_others(samples)
         if chunk is None:
             whole = torch.is_grad_enabled() or len(samples) == 1  # memory is asked for where the answer counts
             chunk = len(samples) if whole else fitting_chunk(batch, samples, self._bytes_per_token)
@@ -170,6 +174,17 @@ class AnswerModel(nn.Module):
         batch = join_batches(batches, left, getattr(self.network.config, "pad_token_id", None) or 0)
         with self.fan_out.apart(joined_state(batch, samples)):
             return _unfold(self._read(batch, vocabulary), len(batches))
+
+    def _refuse_others(self, samples: Samples) -> None:
+        """Refuse values of parameters that no site has: the pass would go on with the model's own, without a word."""
+        sites = set(self.sites)
+        for name in samples.weights:
+            site, _, kind = name.rpartition(".")
+            if kind not in ("weight", "bias") or site not in sites:
+                raise UsageError(
+                    f"{name} is trained, and is no linear map's of LoRA or a head, so that it cannot be drawn beside "
+                    "the others in one pass; start from an adapter of LoRA alone (bias none, no trained tokens)"
+                )
 
     @property
     def _bytes_per_token(self) -> int:

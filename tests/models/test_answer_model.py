@@ -248,3 +248,20 @@ def test_dora_is_refused_by_name(llama: str, tmp_path: Path) -> None:
     peft.get_peft_model(AutoModelForCausalLM.from_pretrained(llama), config).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="Dora"):
         load_answer_model(Backbone(llama, adapter=str(tmp_path)), LoRA(), 0)
+
+
+def test_samples_of_what_no_site_has_are_refused(tmp_path: Path) -> None:
+    """An adapter with trained biases: their values would be left out, and the answers be those of the model's own."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    path = save_llama(tmp_path / "base", attention_bias=True)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], bias="all")
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(path), config).save_pretrained(str(tmp_path / "adapter"))
+    model = load_answer_model(Backbone(path, adapter=str(tmp_path / "adapter")), LoRA(), 0)
+    every = {name: torch.stack([value.detach()] * 2) for name, value in model.trainable().items()}
+    lora = {name: value for name, value in every.items() if ".lora_" in name}
+    batch = label_token_batch([5, 9], [4, 3])
+    assert model(batch, Samples(lora)).logits.shape == (2, 2, 4)
+    with pytest.raises(UsageError, match="bias is trained, and is no linear map's of LoRA or a head"):
+        model(batch, Samples(every))
