@@ -190,7 +190,7 @@ class CLoRAModule(MultipleChoiceModule):
         trainer: Any = self.trainer
         if self.kl_kind == RELEASE:
             factor = self.kl_weight * RELEASE_FACTOR / len(self.contextual)
-            batch_size = trainer.datamodule.batch_size
+            batch_size = trainer.train_dataloader.batch_sampler.batch_size  # of one process
             return KLSchedule.of_release(self.training_size, batch_size, trainer.world_size, factor)
         batches = trainer.num_training_batches
         return KLSchedule(self.kl_kind, batches, self.kl_weight * batches)

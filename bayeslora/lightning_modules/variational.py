@@ -56,7 +56,7 @@ class VariationalModule(GaussianModule):
         """The weights of the KL in this run."""
         trainer: Any = self.trainer
         if self.kl_kind == RELEASE:
-            batch_size = trainer.datamodule.batch_size
+            batch_size = trainer.train_dataloader.batch_sampler.batch_size  # of one process
             return KLSchedule.of_release(self.training_size, batch_size, trainer.world_size, self.kl_weight)
         return KLSchedule.over_epoch(self.kl_kind, trainer.num_training_batches, self.training_size, self.kl_weight)
 
