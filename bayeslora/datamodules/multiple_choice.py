@@ -140,6 +140,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
                 a model that does not take these data.
         """
         self._meet()
+        self.members = self.members if ModelSide.of(self.trainer) is None else (0,)  # an ensemble asks for its own next
         for name in (TRAIN, VALIDATION) if stage in ("fit", "validate") else self.test_names:
             questions = self.questions(name)
             self._in_use[name] = True
@@ -263,8 +264,7 @@ class MultipleChoiceDataModule(lightning.LightningDataModule):
 
     def _left_out(self, name: str) -> int:
         """How many published test questions the protocol does not use."""
-        benchmark = self._benchmark(name)
-        used = len(self.questions(name))
+        benchmark, used = self._benchmark(name), len(self.questions(name))
         return benchmark.sizes.get(self.protocol.splits(benchmark).test, used) - used
 
     # ---- tokens
