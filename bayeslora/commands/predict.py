@@ -61,9 +61,10 @@ def predict(
     from bayeslora.serving.predictor import Predictor
 
     lines = _lines(questions)  # a file that is not there is said before a model is loaded
-    with AnswerWriter(out, overwrite) as writer:
-        predictor = Predictor.from_run(run, device)
-        asked = _Asked(predictor, str(questions), skip_bad_lines)
+    writer = AnswerWriter(out, overwrite)  # so is one that is in the way
+    predictor = Predictor.from_run(run, device)
+    asked = _Asked(predictor, str(questions), skip_bad_lines)
+    with writer:
         left, answered = writer.left(), 0
         checked = writer.done == 0
         with _progress(questions) as step:

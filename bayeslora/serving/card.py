@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,12 @@ def metrics_of(run: Path | str | None) -> dict[str, Any] | None:
     if run is None or not file.is_file():
         return None
     found = read_object(file, "test the run again")
-    for part in (found, found.get("decision", {})):
-        for name in ("datasets", "ood"):
-            if name in part:
-                part[name] = {_public(dataset): values for dataset, values in part[name].items()}
+    parts = [found, found.get("decision", {})]
+    public = public_names([name for part in parts for kind in ("datasets", "ood") for name in part.get(kind, ())])
+    for part in parts:
+        for kind in ("datasets", "ood"):
+            if kind in part:
+                part[kind] = {public[name]: values for name, values in part[kind].items()}
     return found
 
 
@@ -137,7 +140,20 @@ def _asked(kept: Kept) -> str:
     return f"{text}{chat}{orders}. Logits are divided by a temperature of {kept.temperature:.4g}.\n"
 
 
-def _public(name: str) -> str:
-    """A dataset's name without the folder that a file of one's own is in."""
-    kind, colon, place = name.partition(":")
-    return f"{kind}{colon}{place.rstrip('/').rpartition('/')[2]}" if "/" in place else name
+def public_names(names: Iterable[str]) -> dict[str, str]:
+    """Names of datasets without the folders that files of one's own are in; those that would be alike are numbered.
+
+    Args:
+        names: The datasets.
+
+    Example:
+        >>> public_names(["arc_easy", "jsonl:/home/a/x.jsonl", "jsonl:/home/b/x.jsonl"])
+        {'arc_easy': 'arc_easy', 'jsonl:/home/a/x.jsonl': 'jsonl:x.jsonl', 'jsonl:/home/b/x.jsonl': 'jsonl:x.jsonl (2)'}
+    """
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        kind, colon, place = name.partition(":")
+        short = f"{kind}{colon}{place.rstrip('/').rpartition('/')[2]}" if "/" in place else name
+        others = (f"{short} ({number})" for number in count(2))
+        found[name] = next(one for one in chain([short], others) if one not in found.values())
+    return found

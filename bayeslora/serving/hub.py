@@ -11,14 +11,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bayeslora.errors import UsageError, require
-from bayeslora.files import write_json
+from bayeslora.files import PREDICTION_FILE, write_json
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.hub import is_hub_id, snapshot
 from bayeslora.models.pretrained import EMBEDDED
 from bayeslora.posteriors.mixture import Mixture
 from bayeslora.posteriors.point import Point
 from bayeslora.posteriors.state import save_posterior
-from bayeslora.serving.card import FIGURE, METRICS, card, metrics_of
+from bayeslora.serving.card import FIGURE, METRICS, card, metrics_of, public_names
 from bayeslora.serving.kept import FOLDER, Kept, save
 
 _FILES = (f"{FOLDER}/*.json", f"{FOLDER}/*.safetensors")  # of any depth; tensors and JSON alone are ever read
@@ -126,13 +126,23 @@ def write(
             save_posterior(plain, Path(place) / "adapter", config, public.base)
             for file in _PEFT:
                 shutil.copyfile(Path(place) / "adapter" / file, folder / file)
-    metrics, figure = metrics_of(run), None if run is None else run / "test" / FIGURE
+    metrics = metrics_of(run)
     if metrics is not None:
         write_json(folder / METRICS, metrics)
-    if figure is not None and figure.is_file():
-        shutil.copyfile(figure, folder / FIGURE)
+    if run is not None and (run / "test" / FIGURE).is_file():
+        _draw(run / "test" / PREDICTION_FILE, folder / FIGURE)
     text = card(public, repo, metrics, (folder / FIGURE).is_file(), plain is not None, license)
     (folder / "README.md").write_text(text)
+
+
+def _draw(predictions: Path, file: Path) -> None:
+    """The run's picture of its calibration again, its panels named without folders of this machine."""
+    from bayeslora.results.plots import reliability, save
+    from bayeslora.results.prediction_file import read_predictions
+
+    datasets = read_predictions(predictions).datasets
+    public = public_names(datasets)
+    save(reliability({public[name]: answers for name, answers in datasets.items()}), file)
 
 
 def _plain(kept: Kept, module: MultipleChoiceModule) -> Point | None:

@@ -100,6 +100,15 @@ def test_one_process_at_a_time_writes_a_file(run: Path, tmp_path: Path, capsys: 
         pass
 
 
+def test_a_run_that_cannot_answer_takes_nothing_away(run: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "answers.jsonl.partial"
+    partial.write_text('{"id": "0"}\n')
+    assert ask(tmp_path / "none", tmp_path / "answers.jsonl", "--overwrite", questions=str(run / "asked.jsonl")) == 2
+    assert partial.read_text() == '{"id": "0"}\n'
+    assert ask(tmp_path / "none", tmp_path / "other.jsonl", questions=str(run / "asked.jsonl")) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl.partial"]
+
+
 def test_what_was_left_of_other_questions_or_another_run_is_not_gone_on_with(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -28,6 +28,7 @@ from bayeslora.cli import main
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.loading import Backbone, LoRA
 from bayeslora.posteriors.state import save_posterior
+from bayeslora.results import plots
 from bayeslora.serving.hub import write
 from bayeslora.serving.keep import KeepForServing
 from tests.helpers.command_line import refused
@@ -84,13 +85,18 @@ def texts(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["swag", "ensemble"])
-def test_a_run_comes_back_from_the_hub(kind: str, hub: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_comes_back_from_the_hub(
+    kind: str, hub: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    draw = plots.reliability
     swag = [SWAG(start=0, unit="step", samples=3), Temperature(), Decision()]
     made = {
         "swag": lambda: run(tmp_path, LoRAModule, swag),
         "ensemble": lambda: run(tmp_path, lambda **own: LoRAEnsemble(members=2, **own), []),
     }
     predictor = Predictor.from_run(made[kind](), device="cpu")
+    monkeypatch.setattr(plots, "reliability", lambda datasets: drawn.extend(datasets) or draw(datasets))
     address = predictor.push_to_hub("someone/intents", license="apache-2.0")
     assert address.endswith(COMMIT)
     assert hub["create"] == {"repo": "someone/intents", "private": True, "exist_ok": True}
@@ -114,6 +120,7 @@ def test_a_run_comes_back_from_the_hub(kind: str, hub: dict[str, Any], tmp_path:
     assert 'Predictor.from_hub("someone/intents")' in body
     assert "![Calibration" in body
     assert (hub["folder"] / "reliability.png").is_file()
+    assert drawn == ["jsonl:data", "jsonl:secret_others.jsonl"]
     assert ("error at most" in body) == (kind == "swag")
     assert (hub["folder"] / "adapter_model.safetensors").is_file() == (kind == "swag")
 
