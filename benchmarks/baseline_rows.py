@@ -93,6 +93,7 @@ TRAININGS = {
     "ensemble_last": Training(("ensemble",)),
     "multiswag": Training(("ensemble",), callbacks=swag, stop_after=CYCLE),
     **{name: Training((name,)) for name in ("blob", "c_lora", "scalabl", "ivon")},
+    "ivon_stopped": Training(("ivon",), lambda tuned: {"ess": tuned["ivon_stopped"]}, stopped=True),
     "c_lora_fe": Training(("c_lora", "c_lora_fe")),
 }
 ROWS = {
@@ -115,6 +116,7 @@ ROWS = {
     "c_lora_fe": Row("c_lora_fe"),
     "scalabl": Row("scalabl"),
     "ivon": Row("ivon"),
+    "ivon_stopped": Row("ivon_stopped", "best"),
     "map_last": Row("map_last"),
     "swag_last": Row("swag_last", callbacks=swag_last),
     "laplace_last": Row("mle", callbacks=laplace("trained")),
@@ -122,13 +124,14 @@ ROWS = {
     "tfb_last": Row("mle", callbacks=lambda tuned: [TFB(tolerance=tuned["tfb_last"])]),
     "ensemble_last": Row("ensemble_last"),
 }
-# Of one hyper-parameter each: decay, standard deviation, rate, scale, tolerance; around the last weights likewise.
+# Of one hyper-parameter each: decay, standard deviation, rate, scale, tolerance, effective sample size; around the last weights likewise.
 TRIALS = {
     "weight_decay": (1.0, 4.0, 16.0),
     "map": (0.1, 0.2, 0.4),
     "mc_dropout": (0.1, 0.2, 0.4),
     "swag": (0.5, 8.0, 128.0),
     "tfb": (0.003, 0.1, 1.5),
+    "ivon_stopped": (100.0, 400.0, 1600.0),
     "map_last": (0.1, 0.2, 0.4),
     "swag_last": (0.5, 8.0, 128.0),
     "tfb_last": (0.003, 0.1, 1.5),
