@@ -74,10 +74,11 @@ def test_every_row_is_made_of_shipped_configurations(baselines: ModuleType, tmp_
     study = baselines.Study(tmp_path, 0, tuned)
     for name, row in baselines.ROWS.items():
         module = study.module(baselines.TRAININGS[row.training])
-        assert module.optimisation.learning_rate == (0.5 if name == "ivon" else 5e-4)
+        assert module.optimisation.learning_rate == (0.5 if name.startswith("ivon") else 5e-4)
         assert row.callbacks(tuned) is not None
     assert study.module(baselines.TRAININGS["map"]).prior_std == tuned["map"]
     assert study.module(baselines.TRAININGS["map_last"]).prior_std == tuned["map_last"]
+    assert study.module(baselines.TRAININGS["ivon_stopped"]).ess == tuned["ivon_stopped"]
     assert study.module(baselines.TRAININGS["mc_dropout"]).lora.dropout == tuned["mc_dropout"]
     assert study.module(baselines.TRAININGS["mc_dropout"]).lora.r == 8  # the rest of the mapping stays
 
