@@ -124,7 +124,8 @@ ROWS = {
     "tfb_last": Row("mle", callbacks=lambda tuned: [TFB(tolerance=tuned["tfb_last"])]),
     "ensemble_last": Row("ensemble_last"),
 }
-# Of one hyper-parameter each: decay, standard deviation, rate, scale, tolerance, effective sample size; around the last weights likewise.
+# Of one hyper-parameter each: decay, standard deviation, rate, scale, tolerance, effective sample size; around the last
+# weights likewise.
 TRIALS = {
     "weight_decay": (1.0, 4.0, 16.0),
     "map": (0.1, 0.2, 0.4),
