@@ -110,7 +110,6 @@ class ModelSide:
                 f"backbone.num_labels is {self.num_labels}, but the data have {kind}; give backbone.num_labels "
                 f"{'null (None)' if num_labels is None else num_labels}"
             )
-
         for name, other in ood.items():
             other.take_classes(benchmark)
             if other.pairs != benchmark.pairs:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bayeslora.errors import UsageError, require, require_choice
 from bayeslora.lightning_modules.grad_scaler import one_update
-from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
+from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule, release_schedule
 from bayeslora.lightning_modules.multiple_choice import MultipleChoiceModule
 from bayeslora.models.c_lora import CONTEXTS, INITS, ContextualSites
 from bayeslora.models.hub import adapter_folder
@@ -190,8 +190,7 @@ class CLoRAModule(MultipleChoiceModule):
         trainer: Any = self.trainer
         if self.kl_kind == RELEASE:
             factor = self.kl_weight * RELEASE_FACTOR / len(self.contextual)
-            batch_size = trainer.train_dataloader.batch_sampler.batch_size  # of one process
-            return KLSchedule.of_release(self.training_size, batch_size, trainer.world_size, factor)
+            return release_schedule(trainer, self.training_size, factor)
         batches = trainer.num_training_batches
         return KLSchedule(self.kl_kind, batches, self.kl_weight * batches)
 

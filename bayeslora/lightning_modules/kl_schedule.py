@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import lightning as L
+
 from bayeslora.errors import UsageError
 
 KINDS = ("constant", "cyclic")
@@ -110,3 +112,15 @@ class KLSchedule:
         """
         share = cyclic_share if self.kind == "cyclic" else constant_share
         return self.total * share(step, self.cycle)
+
+
+def release_schedule(trainer: L.Trainer, questions: int, weight: float) -> KLSchedule:
+    """:meth:`KLSchedule.of_release` in a run, whose loader knows how many questions are in a batch of one process.
+
+    Args:
+        trainer: Of the run.
+        questions: Number of training questions.
+        weight: What the shares of a cycle add up to.
+    """
+    batch_size = trainer.train_dataloader.batch_sampler.batch_size  # type: ignore[union-attr]
+    return KLSchedule.of_release(questions, batch_size, trainer.world_size, weight)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bayeslora.errors import require, require_choice
 from bayeslora.lightning_modules.gaussian import GaussianModule
-from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule
+from bayeslora.lightning_modules.kl_schedule import KINDS, RELEASE, KLSchedule, release_schedule
 from bayeslora.models.loading import Backbone, LoRA
 
 
@@ -56,8 +56,7 @@ class VariationalModule(GaussianModule):
         """The weights of the KL in this run."""
         trainer: Any = self.trainer
         if self.kl_kind == RELEASE:
-            batch_size = trainer.train_dataloader.batch_sampler.batch_size  # of one process
-            return KLSchedule.of_release(self.training_size, batch_size, trainer.world_size, self.kl_weight)
+            return release_schedule(trainer, self.training_size, self.kl_weight)
         return KLSchedule.over_epoch(self.kl_kind, trainer.num_training_batches, self.training_size, self.kl_weight)
 
     def weighted_kl(self, step: int) -> Tensor:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -46,7 +46,7 @@ class AnswerWriter:
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.done, self.overwrite = 0, overwrite
         self._stream: IO[bytes] | None = None
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), fallback_to_soft=False)
+        self._held = ExitStack()  # of lock and stream
         if self.standard:
             return
         check_ending(self.path)
@@ -64,19 +64,30 @@ class AnswerWriter:
             self._stream = sys.stdout.buffer
             return self
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UsageError(
-                f"another process is writing {self.path}; wait until it ends, or give another file"
-            ) from None
-        self._refuse_what_is_there()  # the process that was writing it may just have ended
-        if self.overwrite:
-            self.partial.unlink(missing_ok=True)
-        self._stream = self.partial.open("ab+")
-        self.done, end = _whole_lines(self._stream)
-        self._stream.truncate(end)
+        with ExitStack() as undo:
+            undo.enter_context(self._locked())
+            self._refuse_what_is_there()  # the process that was writing it may just have ended
+            if self.overwrite:
+                self.partial.unlink(missing_ok=True)
+            self._stream = undo.enter_context(self.partial.open("ab+"))
+            self.done, end = _whole_lines(self._stream)
+            self._stream.truncate(end)
+            self._held = undo.pop_all()
         return self
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), fallback_to_soft=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            busy = f"another process is writing {self.path}; wait until it ends, or give another file"
+            raise UsageError(busy) from None
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
     def left(self) -> Iterator[Row]:
         """The answers that an earlier process has left.
@@ -105,11 +116,8 @@ class AnswerWriter:
         """Give the file its name, unless the block ended with an error."""
         if self.standard or self._stream is None:
             return
-        try:
+        with self._held:
             self._end(self._stream, whole=kind is None)
-        finally:
-            Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
 
     def _end(self, stream: IO[bytes], whole: bool) -> None:
         """Close the stream and, where all answers are in it, give the file its name."""

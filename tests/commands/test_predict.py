@@ -98,6 +98,7 @@ def test_one_process_at_a_time_writes_a_file(run: Path, tmp_path: Path, capsys: 
     out.rename(tmp_path / "late.jsonl")  # another process ends between what is asked first and the lock
     with pytest.raises(UsageError, match="exists"), late:
         pass
+    assert [path.name for path in tmp_path.iterdir()] == ["late.jsonl"]  # no lock is left
 
 
 def test_a_run_that_cannot_answer_takes_nothing_away(run: Path, tmp_path: Path) -> None:
